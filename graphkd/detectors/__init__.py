@@ -1,0 +1,32 @@
+"""Detectors behind one interface, built from a config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from graphkd.detectors.backbones import build_backbone
+from graphkd.detectors.config import DetectorConfig
+from graphkd.detectors.faster_rcnn import FasterRCNNDetector
+from graphkd.detectors.protocol import Detector, DetectorModule, DetectorSpec
+from graphkd.detectors.retinanet import RetinaNetDetector
+
+__all__ = ["Detector", "DetectorConfig", "DetectorModule", "DetectorSpec", "build_detector"]
+
+ARCHITECTURES = {"faster_rcnn": FasterRCNNDetector, "retinanet": RetinaNetDetector}
+
+
+def build_detector(
+    config: DetectorConfig,
+    num_classes: int,
+    canvas: tuple[int, int],
+    backbone_weights: Mapping[str, Tensor] | None = None,
+) -> DetectorModule:
+    """Build the detector of ``config`` for K classes and canvases of (height, width) px.
+
+    Weights other than ``backbone_weights`` (a bare backbone's state dict) are random, from torch's global generator.
+    Raises ConfigError for a backbone that cannot be built, CheckpointError for weights that do not fit it.
+    """
+    backbone = build_backbone(config, canvas, backbone_weights)
+    return ARCHITECTURES[config.architecture](backbone, config, num_classes)

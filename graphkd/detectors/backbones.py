@@ -1,0 +1,124 @@
+"""Backbones by timm name behind a feature pyramid, in the form that torchvision's detectors take."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
+
+from graphkd.detectors.config import DetectorConfig
+from graphkd.detectors.norm import with_norm
+from graphkd.errors import CheckpointError, ConfigError
+
+
+class PyramidBackbone(nn.Module):
+    """A timm feature extractor, the levels with the wanted strides, and an FPN (Lin et al., CVPR 2017) on them."""
+
+    def __init__(self, body: nn.Module, levels: nn.Module, fpn: FeaturePyramidNetwork, channels: int) -> None:
+        super().__init__()
+        self.body = body
+        self.levels = levels
+        self.fpn = fpn
+        self.out_channels = channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Give feature maps [B, C, H/stride, W/stride] by level name, finest first."""
+        maps = self.levels(self.body(images))
+        return self.fpn(OrderedDict((str(level), level_map) for level, level_map in enumerate(maps)))
+
+
+class SelectLevels(nn.Module):
+    """Keeps the maps of a hierarchical backbone whose strides are asked for."""
+
+    def __init__(self, indices: list[int]) -> None:
+        super().__init__()
+        self.indices = indices
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """[B, C_i, H_i, W_i] for each kept level."""
+        return [maps[index] for index in self.indices]
+
+
+class SimplePyramid(nn.Module):
+    """Strides 4 to 32 from the last map of a plain transformer (Li et al., ECCV 2022, ViTDet)."""
+
+    def __init__(self, channels: int, strides: list[int]) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList(_rescale(channels, stride) for stride in strides)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """[B, C, H/stride, W/stride] for each stride, from the last map at stride 16."""
+        return [scale(maps[-1]) for scale in self.scales]
+
+
+def _rescale(channels: int, stride: int) -> nn.Module:
+    def double() -> nn.Module:
+        return nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2)
+
+    return {
+        4: nn.Sequential(double(), nn.GELU(), double()),
+        8: double(),
+        16: nn.Identity(),
+        32: nn.MaxPool2d(kernel_size=2, stride=2),
+    }[stride]
+
+
+def build_backbone(
+    config: DetectorConfig, canvas: tuple[int, int], weights: Mapping[str, Tensor] | None = None
+) -> PyramidBackbone:
+    """Build the backbone that ``config`` names for canvases of (height, width) px.
+
+    ``weights`` is the state dict of the bare backbone, where the config names a file. Faster R-CNN gets levels P2-P6,
+    RetinaNet P3-P7. Raises ConfigError for a name timm does not know and CheckpointError for weights that do not fit.
+    """
+    retina = config.architecture == "retinanet"
+    strides = [8, 16, 32] if retina else [4, 8, 16, 32]
+    body = _build_body(config, canvas)
+    info: Any = body.feature_info
+    channels, reductions = info.channels(), info.reduction()
+    if weights is not None:
+        _load_weights(body, weights, config.backbone)
+    levels, in_channels = _levels(channels, reductions, strides, config.backbone)
+    top: ExtraFPNBlock = LastLevelP6P7(config.fpn_channels, config.fpn_channels) if retina else LastLevelMaxPool()
+    fpn = FeaturePyramidNetwork(in_channels, config.fpn_channels, extra_blocks=top)
+    return PyramidBackbone(with_norm(body, config.norm), levels, fpn, config.fpn_channels)
+
+
+def _build_body(config: DetectorConfig, canvas: tuple[int, int]) -> nn.Module:
+    pretrained = config.weights == "imagenet"
+    sized: dict[str, Any] = {"img_size": canvas} if config.backbone.startswith(("vit_", "deit")) else {}
+    try:
+        return timm.create_model(config.backbone, features_only=True, pretrained=pretrained, **sized)
+    except RuntimeError as error:
+        close = ", ".join(timm.list_models(f"*{config.backbone.split('_')[0]}*")[:5]) or "timm.list_models() lists them"
+        raise ConfigError(
+            f"detector.backbone {config.backbone!r} cannot be built by timm ({error}); try {close}"
+        ) from error
+
+
+def _levels(channels: list[int], reductions: list[int], strides: list[int], name: str) -> tuple[nn.Module, list[int]]:
+    if set(reductions) == {16}:
+        return SimplePyramid(channels[-1], strides), [channels[-1]] * len(strides)
+    missing = sorted(set(strides) - set(reductions))
+    if missing:
+        raise ConfigError(
+            f"detector.backbone {name!r} has no maps at strides {missing} (it has {reductions}); use another"
+        )
+    indices = [reductions.index(stride) for stride in strides]
+    return SelectLevels(indices), [channels[index] for index in indices]
+
+
+def _load_weights(body: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
+    own = body.state_dict()
+    fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+    if len(fitting) < 0.9 * len(own):
+        raise CheckpointError(
+            f"only {len(fitting)} of {len(own)} tensors of backbone {name!r} are in the weights file; "
+            "give the state dict of that timm model"
+        )
+    body.load_state_dict(fitting, strict=False)

@@ -1,0 +1,64 @@
+"""The description of a detector: what a config file says and a checkpoint remembers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Norm = Literal["batch", "frozen", "sync", "group"]
+
+
+class DetectorConfig(BaseModel):
+    """Architecture, backbone and head settings of one detector."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    framework: Literal["torchvision"] = "torchvision"
+    """Which adapter builds it."""
+    architecture: Literal["faster_rcnn", "retinanet"] = "faster_rcnn"
+    """Detector behind the backbone."""
+    backbone: str = "resnet50"
+    """timm model name, such as resnet18, efficientnet_b0, mobilenetv2_100 or vit_base_patch16_224."""
+    weights: str = "none"
+    """Backbone weights: none, imagenet (timm downloads them), or a path to a .safetensors or .pth state dict."""
+    norm: Norm = "frozen"
+    """Normalisation of the backbone: batch (not invariant to the number of workers), frozen, sync, or group."""
+    fpn_channels: int = Field(default=256, ge=8)
+    """Channels of every pyramid level."""
+    anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
+    """Anchor side of each pyramid level, canvas px."""
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Anchor height over width."""
+    pooled_side: int = Field(default=7, ge=1)
+    """Side of the RoIAlign grid."""
+    head_width: int = Field(default=1024, ge=8)
+    """Width of the two fully connected layers of the region head."""
+    rpn_proposals_before_nms: int = Field(default=2000, ge=1)
+    """Proposals of each level before suppression, in training; half as many otherwise."""
+    rpn_proposals: int = Field(default=1000, ge=1)
+    """Proposals of a page after suppression."""
+    rpn_nms_iou: float = Field(default=0.7, gt=0, le=1)
+    """IoU above which the weaker of two proposals is dropped."""
+    rpn_batch: int = Field(default=256, ge=2)
+    """Anchors sampled per page for the proposal loss."""
+    roi_batch: int = Field(default=512, ge=4)
+    """Regions sampled per page for the detection loss."""
+    roi_positive_fraction: float = Field(default=0.25, gt=0, le=1)
+    """Largest share of foreground among them."""
+    score_threshold: float = Field(default=0.05, ge=0, lt=1)
+    """Detections below this score are dropped."""
+    nms_iou: float = Field(default=0.5, gt=0, le=1)
+    """IoU above which the weaker of two detections of one class is dropped."""
+    detections_per_page: int = Field(default=100, ge=1)
+    """Detections kept per page."""
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """RGB mean subtracted from 0-255 pixels (ImageNet's)."""
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    """RGB standard deviation pixels are divided by (ImageNet's)."""
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> DetectorConfig:
+        if len(self.anchor_sizes) != 5:
+            raise ValueError(f"anchor_sizes has {len(self.anchor_sizes)} entries, but the pyramid has 5 levels; give 5")
+        return self

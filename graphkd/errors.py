@@ -1,0 +1,31 @@
+"""Errors that a user can mend: each message gives the value, the rule it breaks and the remedy, in one line."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Base of every error that the command line prints as one line instead of a traceback."""
+
+
+class ConfigError(UserError):
+    """A config file or override is wrong; the message lists every mistake, one per line."""
+
+
+class DataError(UserError):
+    """A dataset, annotation file, image or shard does not hold what it should."""
+
+
+class CacheError(UserError):
+    """A teacher cache is missing, damaged, or was made for something else."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, incomplete, unreadable, or of another architecture."""
+
+
+class OutputError(UserError):
+    """An output folder cannot be used: it holds something else, or cannot be written."""
+
+
+class TrainingError(UserError):
+    """Training cannot go on, such as after a loss that is not finite."""

@@ -1,0 +1,31 @@
+"""GraphKD's graph and losses as pure, batched functions of tensors.
+
+After Banerjee et al., "GraphKD: Exploring Knowledge Distillation Towards Document Object Detection with Structured
+Graph Creation" (ICDAR 2024, arXiv 2402.11401). Where the paper leaves a choice open, ``docs/method.md`` says which one
+is made here and why. Legend: ``B`` pages, ``N`` nodes a page (padded), ``C`` channels, ``P`` pooled side,
+``K`` classes.
+"""
+
+from graphkd.method.adjacency import adjacency
+from graphkd.method.edges import edge_lengths, whitening
+from graphkd.method.graph import GraphConfig, StructuredGraph, build_graph
+from graphkd.method.losses import LossWeights, graphkd_loss
+from graphkd.method.merging import Merge, merge_text_nodes
+from graphkd.method.statistics import StatisticsAccumulator, TeacherStatistics
+from graphkd.method.text import text_score
+
+__all__ = [
+    "GraphConfig",
+    "LossWeights",
+    "Merge",
+    "StatisticsAccumulator",
+    "StructuredGraph",
+    "TeacherStatistics",
+    "adjacency",
+    "build_graph",
+    "edge_lengths",
+    "graphkd_loss",
+    "merge_text_nodes",
+    "text_score",
+    "whitening",
+]

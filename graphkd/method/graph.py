@@ -1,0 +1,114 @@
+"""The structured graph of a page: categorised nodes, neighbour edges, merged text.
+
+Legend: ``B`` pages, ``N`` nodes a page (padded), ``C`` channels, ``P`` pooled side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from graphkd.method.adjacency import adjacency
+from graphkd.method.edges import descriptors, edge_lengths
+from graphkd.method.merging import ROUNDS, Merge, cluster_boxes, merge_text_nodes
+from graphkd.method.statistics import TeacherStatistics
+from graphkd.method.text import Categorizer, text_score
+from graphkd.signals import TeacherSignals
+
+
+class GraphConfig(BaseModel):
+    """How the graph is built from the teacher's signals."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    categorizer: Categorizer = "teacher_class"
+    """What tells text from the rest: teacher_class, moments, or covariance_trace."""
+    edges: Literal["neighbours", "none"] = "neighbours"
+    """neighbours as the paper draws them, or no edges at all."""
+    merge: bool = True
+    """Whether text nodes merge."""
+    gap: float = Field(default=1.0, ge=0)
+    """Largest gap of neighbours, in median node heights."""
+    nearest: int = Field(default=2, ge=0)
+    """Neighbours that each node gets however far away they are."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StructuredGraph:
+    """The graph that the teacher's features span over a page, applied alike to teacher and student."""
+
+    boxes: Tensor
+    """float32 [B, N, 4]: node boxes after merging, xyxy in canvas px."""
+    valid: Tensor
+    """bool [B, N]: True for nodes that are left after merging."""
+    text: Tensor
+    """bool [B, N]: True for text nodes."""
+    membership: Tensor
+    """float32 [B, N, N]: row i averages, weighted by area, the original nodes merged into node i."""
+    adjacent: Tensor
+    """bool [B, N, N]: edges between merged nodes, symmetric, no diagonal."""
+    inner: Tensor
+    """float32 [B, N, N]: 1 where two adjacent original nodes were merged into one: the edges of its self-loop."""
+    merge: Merge
+    """Which original node went where."""
+
+    def merged(self, nodes: Tensor) -> Tensor:
+        """Area-weighted mean of each cluster's members: [B, N, ...] -> float32 [B, N, ...]."""
+        flat = nodes.float().flatten(2)
+        return (self.membership @ flat).view(nodes.shape)
+
+    def self_loops(self, lengths: Tensor) -> Tensor:
+        """Mean edge length inside each cluster: original lengths [B, N, N] -> [B, N], 0 for single nodes."""
+        total = torch.zeros_like(self.membership[..., 0])
+        inside = (lengths * self.inner).sum(dim=-1)
+        pairs = self.inner.sum(dim=-1)
+        summed = total.scatter_add(1, self.merge.cluster, inside)
+        counted = total.scatter_add(1, self.merge.cluster, pairs)
+        return summed / counted.clamp(min=1)
+
+
+def build_graph(signals: TeacherSignals, statistics: TeacherStatistics, config: GraphConfig) -> StructuredGraph:
+    """Build the graph of every page from the teacher alone: categories, edges, merged text.
+
+    Cheap enough for every step (no loop over pages or nodes), so that a cache holds no decision of this function.
+    """
+    score = text_score(
+        signals.pooled,
+        signals.logits,
+        categorizer=config.categorizer,
+        text_classes=statistics.text_classes,
+        discriminant=statistics.discriminant,
+    )
+    text = (score > statistics.thresholds[config.categorizer]) & signals.valid
+    adjacent = adjacency(signals.boxes, signals.valid, gap=config.gap, nearest=config.nearest)
+    lengths = edge_lengths(descriptors(signals.pooled), statistics.whitening)
+    rounds = ROUNDS if config.merge else 0
+    merge = merge_text_nodes(adjacent, lengths, text, signals.boxes, signals.valid, rounds=rounds)
+    return _merged_graph(signals, text, adjacent, merge, config)
+
+
+def _merged_graph(
+    signals: TeacherSignals, text: Tensor, adjacent: Tensor, merge: Merge, config: GraphConfig
+) -> StructuredGraph:
+    areas = (signals.boxes[..., 2:] - signals.boxes[..., :2]).clamp(min=0).prod(dim=-1)
+    areas = areas.clamp(min=1e-3) * signals.valid  # a node without area still has features
+    member = (merge.membership(areas) > 0).float()
+    between = member @ adjacent.float() @ member.transpose(1, 2) > 0
+    own = torch.eye(between.shape[-1], dtype=torch.bool, device=between.device)
+    pairs = merge.valid[:, :, None] & merge.valid[:, None, :] & ~own
+    if config.edges == "none":
+        pairs = torch.zeros_like(pairs)
+    together = merge.cluster[:, :, None] == merge.cluster[:, None, :]
+    return StructuredGraph(
+        boxes=cluster_boxes(merge.cluster, signals.boxes),
+        valid=merge.valid,
+        text=text & merge.valid,
+        membership=merge.membership(areas),
+        adjacent=between & pairs,
+        inner=(together & adjacent).float() * (config.edges != "none"),
+        merge=merge,
+    )

@@ -1,0 +1,68 @@
+"""Text or not: the score that sorts nodes into the two categories.
+
+Legend: ``B`` pages, ``N`` nodes a page, ``C`` channels, ``P`` pooled side, ``K`` classes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Categorizer = Literal["teacher_class", "moments", "covariance_trace"]
+
+
+def text_score(
+    pooled: Tensor,
+    logits: Tensor | None,
+    *,
+    categorizer: Categorizer,
+    text_classes: Tensor,
+    discriminant: Tensor | None = None,
+) -> Tensor:
+    """Score nodes, higher meaning more like text; a node is text where its score passes the fitted threshold.
+
+    Args:
+        pooled: float [..., C, P, P] teacher features.
+        logits: float [..., K + 1] teacher logits, background last; only for ``teacher_class``.
+        categorizer: which of the three scores below.
+        text_classes: bool [K], True for classes of text.
+        discriminant: float [2C], weights of the linear discriminant; only for ``moments``.
+
+    Returns:
+        float32 [...].
+
+    ``teacher_class``: ``logsumexp(text logits) - logsumexp(non-text logits)``, the teacher's own log odds.
+    ``moments``: a linear discriminant on each channel's mean and log variance over the P x P positions.
+    ``covariance_trace``: the trace of the covariance over the squared mean, the literal reading of "based on their
+    covariance" in the paper's summary, negated since pictures vary more; kept for comparison.
+
+    Raises:
+        ValueError: where the score asked for lacks what it is computed from.
+    """
+    if categorizer == "teacher_class":
+        if logits is None:
+            raise ValueError("categorizer teacher_class needs class logits; use moments with a teacher without them")
+        return _class_margin(logits.float(), text_classes)
+    if categorizer == "moments":
+        if discriminant is None:
+            raise ValueError("categorizer moments needs a fitted discriminant [2C]; rebuild the teacher's statistics")
+        return moments(pooled) @ discriminant
+    features = pooled.float().flatten(-2)
+    return -features.var(dim=-1, correction=0).sum(dim=-1) / features.mean(dim=-1).square().sum(dim=-1).clamp(min=1e-6)
+
+
+def moments(pooled: Tensor) -> Tensor:
+    """Mean and log variance of each channel over the positions: [..., C, P, P] -> float32 [..., 2C]."""
+    features = pooled.float().flatten(-2)
+    variance = features.var(dim=-1, correction=0)
+    return torch.cat([features.mean(dim=-1), (variance + 1e-6).log()], dim=-1)
+
+
+def _class_margin(logits: Tensor, text_classes: Tensor) -> Tensor:
+    foreground = logits[..., :-1]
+    text = foreground.masked_fill(~text_classes, -torch.inf).logsumexp(dim=-1)
+    other = foreground.masked_fill(text_classes, -torch.inf).logsumexp(dim=-1)
+    # A dataset whose classes are all text (or all not) has an infinite margin of the right sign; keep it finite.
+    return torch.nan_to_num(text - other, nan=0.0, posinf=1e4, neginf=-1e4)

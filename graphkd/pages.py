@@ -1,0 +1,120 @@
+"""Batches of page images with their ground truth, and what detectors say of them.
+
+Legend used across this package: ``B`` pages of a batch, ``M`` ground-truth boxes of all its pages, ``N`` nodes or
+regions of one page, ``K`` classes, ``C`` feature channels, ``P`` pooled side, ``H, W`` canvas height and width in px.
+Boxes are ``xyxy`` in canvas px, classes 0-based in dataset order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PageBatch:
+    """Pages on one fixed canvas, packed into a handful of tensors so that a batch crosses processes cheaply."""
+
+    images: Tensor
+    """uint8 [B, 3, H, W], RGB; the page lies at the top left, the rest of the canvas is 0."""
+    sizes: Tensor
+    """int64 [B, 2] on the CPU: height and width of the page on the canvas, px."""
+    boxes: Tensor
+    """float32 [M, 4]: ground-truth boxes of all pages, one page after the other."""
+    classes: Tensor
+    """int64 [M]: their classes."""
+    counts: Tensor
+    """int64 [B] on the CPU: how many of the M boxes belong to each page."""
+    samples: Tensor
+    """int64 [B] on the CPU: each page's number in the dataset's canonical numbering; -1 marks no page."""
+    seeds: Tensor
+    """int64 [B] on the CPU: keys everything random that a detector does with the page."""
+    view_numbers: Tensor
+    """int64 [B] on the CPU: which of its views each page is shown in."""
+    views: Tensor
+    """float32 [B, 3] on the CPU: canvas px per image px in x and in y, and 1 where mirrored left to right."""
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def to(self, device: torch.device | str) -> PageBatch:
+        """Move what the network needs to ``device``; bookkeeping stays on the CPU."""
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("images", "boxes", "classes")}
+        return replace(self, **moved)
+
+    def pin_memory(self) -> PageBatch:
+        """Pin what will be copied to a GPU (called by torch's DataLoader)."""
+        pinned = {name: getattr(self, name).pin_memory() for name in ("images", "boxes", "classes")}
+        return replace(self, **pinned)
+
+    def targets(self) -> Targets:
+        """Split the packed ground truth into one entry per page."""
+        counts = self.counts.tolist()
+        return Targets(
+            boxes=list(self.boxes.split(counts)), classes=list(self.classes.split(counts)), seeds=self.seeds.tolist()
+        )
+
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) in px of each page on the canvas, as torchvision takes them."""
+        return [(int(height), int(width)) for height, width in self.sizes.tolist()]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Targets:
+    """Ground truth, one entry per page."""
+
+    boxes: list[Tensor]
+    """float32 [M_i, 4] each."""
+    classes: list[Tensor]
+    """int64 [M_i] each."""
+    seeds: list[int]
+    """One seed per page for whatever the detector samples at random."""
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Features:
+    """One backbone pass over a batch."""
+
+    maps: dict[str, Tensor]
+    """Level name -> [B, C, H/stride, W/stride]."""
+    image_sizes: list[tuple[int, int]]
+    """(height, width) in px of each page on the canvas."""
+    canvas: tuple[int, int]
+    """(height, width) in px of the canvas."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proposals:
+    """Class-agnostic regions of each page, best first."""
+
+    boxes: list[Tensor]
+    """float32 [R_i, 4] each."""
+    scores: list[Tensor]
+    """float32 [R_i] each, 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegionPredictions:
+    """What a detector's region head says of pooled regions, in canonical form."""
+
+    logits: Tensor
+    """[..., K + 1], background last."""
+    deltas: Tensor
+    """[..., K, 4]: (dx, dy, dw, dh) with unit coder weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Detections:
+    """Final detections of one page, best first."""
+
+    boxes: Tensor
+    """float32 [D, 4]."""
+    scores: Tensor
+    """float32 [D], 0 to 1."""
+    classes: Tensor
+    """int64 [D]."""

@@ -1,0 +1,42 @@
+"""What a teacher says of a batch, live or from a cache: the step that learns from it cannot tell which.
+
+Legend: ``B`` pages, ``N`` nodes a page (padded), ``C`` channels, ``P`` pooled side, ``K`` classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherSignals:
+    """Teacher outputs at one fixed set of boxes per page; none of them carries a gradient."""
+
+    boxes: Tensor
+    """float32 [B, N, 4]: node boxes, xyxy in canvas px; padding is 0."""
+    valid: Tensor
+    """bool [B, N]: True where a node is, False for padding."""
+    scores: Tensor
+    """float32 [B, N]: the teacher's foreground probability of the box."""
+    classes: Tensor
+    """int64 [B, N]: the ground-truth class of a ground-truth box, else the teacher's most probable class."""
+    logits: Tensor | None
+    """[B, N, K + 1], background last; None for a teacher without a region head."""
+    deltas: Tensor | None
+    """[B, N, K, 4] with unit coder weights; None for a teacher without a region head."""
+    pooled: Tensor
+    """[B, N, C, P, P]: pooled features."""
+
+    def to(self, device: torch.device | str) -> TeacherSignals:
+        """Move every tensor to ``device``."""
+        tensors: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in tensors.items()}
+        return replace(self, **moved)
+
+    def box_list(self) -> list[Tensor]:
+        """All boxes, padding included, as one [N, 4] per page."""
+        return list(self.boxes.unbind(0))

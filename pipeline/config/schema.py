@@ -1,0 +1,168 @@
+"""The config of a run. Each field's text says its unit; paths are relative to the working directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from graphkd.detectors.config import DetectorConfig
+from graphkd.distill import MethodConfig
+from graphkd.nodes import NodePolicy
+from pipeline.data.views import ViewConfig
+
+
+class Frozen(BaseModel):
+    """Frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Frozen):
+    """Where pages come from and how they are laid out."""
+
+    train: Path
+    """Packed dataset to train on."""
+    val: Path | None = None
+    """Packed dataset to evaluate on; None evaluates nothing."""
+    num_classes: int | None = Field(default=None, ge=1)
+    """K, where it must be known without the dataset; checked against it when it is there."""
+    view: ViewConfig = ViewConfig()
+    """Canvas and augmentation."""
+    loader_workers: int = Field(default=2, ge=0)
+    """Processes per training worker that read and decode; 0 reads in the training process."""
+
+
+class ScheduleConfig(Frozen):
+    """Optimiser and learning rate, as stated for ``reference_batch`` pages a step."""
+
+    steps: int = Field(default=180_000, ge=1)
+    """Optimiser steps at the reference batch."""
+    batch: int = Field(default=8, ge=1)
+    """Global batch: pages per step over all workers."""
+    reference_batch: int = Field(default=8, ge=1)
+    """Batch that ``lr``, ``steps``, ``milestones`` and ``warmup_steps`` are meant for."""
+    lr_scale: Literal["linear", "none"] = "linear"
+    """linear: with another batch the learning rate grows, and steps shrink, by the same factor (Goyal et al., 2017)."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(default=0.01, gt=0)
+    """Peak learning rate."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of SGD."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    policy: Literal["multistep", "one_cycle", "cosine", "constant"] = "multistep"
+    """Shape of the learning rate after the warm-up; one_cycle brings its own warm-up."""
+    milestones: tuple[int, ...] = (120_000, 160_000)
+    """Steps at which multistep multiplies the rate by ``gamma``."""
+    gamma: float = Field(default=0.1, gt=0, le=1)
+    warmup_steps: int = Field(default=1000, ge=0)
+    """Steps of linear warm-up."""
+    clip_norm: float = Field(default=0.0, ge=0)
+    """Largest norm of all gradients together; 0 clips nothing."""
+
+    def scaled(self) -> ScheduleConfig:
+        """The same schedule with lr, steps, milestones and warm-up in terms of the actual batch."""
+        factor = self.batch / self.reference_batch if self.lr_scale == "linear" else 1.0
+        return self.model_copy(
+            update={
+                "reference_batch": self.batch,
+                "lr": self.lr * factor,
+                "steps": max(1, round(self.steps / factor)),
+                "milestones": tuple(round(step / factor) for step in self.milestones),
+                "warmup_steps": round(self.warmup_steps / factor),
+            }
+        )
+
+
+class TeacherConfig(Frozen):
+    """The teacher of a student."""
+
+    run: Path
+    """Run folder of the teacher; its newest complete checkpoint teaches."""
+    signals: Literal["live", "cache"] = "cache"
+    """cache reads what was precomputed; live runs the teacher beside every step."""
+    cache: Path | None = None
+    """Folder of the teacher's statistics and cache; by default ``cache`` in the teacher's run folder, so that its
+    students share it."""
+    cache_dtype: Literal["fp16", "fp32"] = "fp16"
+    """Precision of cached features."""
+    views: int = Field(default=1, ge=1)
+    """Views of each page that are cached; with 1 it is the evaluation view."""
+    nodes: NodePolicy = NodePolicy()
+    """Which boxes become nodes."""
+    statistics_pages: int = Field(default=512, ge=1)
+    """Pages that the teacher's statistics are computed from, evenly spread over the dataset."""
+    shrinkage: float = Field(default=0.1, ge=0, le=1)
+    """Of the covariance that edge lengths are measured in."""
+
+
+class EngineConfig(Frozen):
+    """What runs the training workers."""
+
+    name: Literal["ray", "local"] = "ray"
+    """ray: Ray Train workers; local: this process, or torchrun's."""
+    workers: int = Field(default=1, ge=1)
+    """Training workers of the ray engine; torchrun decides for local."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads per worker; 0 shares the machine's cores evenly."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_failures: int = Field(default=3, ge=-1)
+    """Worker crashes that ray restarts from the newest checkpoint; -1 never gives up."""
+
+
+class RunSettings(Frozen):
+    """The run folder and its rhythm, in steps."""
+
+    folder: Path | None = None
+    """Run folder; by default ``runs/<name>``."""
+    seed: int = Field(default=0, ge=0)
+    """Keys weights, order, views and sampling."""
+    checkpoint_every: int = Field(default=1000, ge=1)
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints kept."""
+    log_every: int = Field(default=20, ge=1)
+    eval_batch: int = Field(default=8, ge=1)
+    """Pages at a time in evaluation, caching and statistics."""
+
+
+class RunConfig(Frozen):
+    """Everything about one run: a teacher, a student alone, or a distilled student."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    data: DataConfig
+    detector: DetectorConfig = DetectorConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    method: MethodConfig = MethodConfig()
+    teacher: TeacherConfig | None = None
+    engine: EngineConfig = EngineConfig()
+    run: RunSettings = RunSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        if self.method.name != "none" and self.teacher is None:
+            raise ValueError(f"method.name is {self.method.name}, which needs teacher.run: the teacher's run folder")
+        if self.schedule.batch < self.engine.workers:
+            raise ValueError(
+                f"schedule.batch {self.schedule.batch} leaves some of engine.workers {self.engine.workers} without a "
+                f"page; give at least {self.engine.workers} or fewer workers"
+            )
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.run.folder or Path("runs") / self.name
+
+    @property
+    def cache_folder(self) -> Path:
+        """The teacher cache that this student reads."""
+        assert self.teacher is not None
+        return self.teacher.cache or self.teacher.run / "cache"
+
+    @property
+    def views(self) -> int:
+        """Views of a page in training: 0 for a new one each epoch, -1 for the evaluation view, else how many."""
+        if self.method.name == "none" or self.teacher is None or self.teacher.signals == "live":
+            return 0
+        return self.teacher.views if self.teacher.views > 1 else -1

@@ -1,0 +1,1 @@
+"""Datasets: COCO annotations packed into webdataset tars, indexed, and read in an exact order."""

@@ -1,0 +1,117 @@
+"""The dataset on disk: ``dataset.json`` beside plain webdataset tars and one Arrow index per tar.
+
+A sample in a tar is ``<key>.jpg`` or ``<key>.png`` and ``<key>.json`` (:class:`SampleJson`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from graphkd.errors import DataError
+from pipeline.files import fingerprint
+
+FORMAT_VERSION = 1
+DATASET_FILE = "dataset.json"
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string()),  # the sample's name in its tar
+        pa.field("image_offset", pa.int64()),  # first byte of the image in the tar
+        pa.field("image_bytes", pa.int64()),
+        pa.field("image_id", pa.int64()),  # the COCO image id
+        pa.field("file_name", pa.string()),
+        pa.field("width", pa.int32()),  # image px
+        pa.field("height", pa.int32()),
+        pa.field("boxes", pa.list_(pa.float32())),  # x, y, width, height of one region after the other, image px
+        pa.field("category_ids", pa.list_(pa.int64())),  # the dataset's own ids
+        pa.field("iscrowd", pa.list_(pa.int8())),
+    ]
+)
+
+
+class SampleJson(BaseModel):
+    """The annotation of one sample in a tar; boxes are x, y, width, height in image px."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file_name: str
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+    image_id: int
+    boxes: list[tuple[float, float, float, float]]
+    category_ids: list[int]
+    iscrowd: list[int]
+
+
+class DatasetCategory(BaseModel):
+    """A class; its place in the list is the 0-based class of every detector."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: int
+    """The id in COCO files."""
+    name: str
+    text: bool
+    """Whether its regions are text, for the graph's two categories."""
+
+
+class Shard(BaseModel):
+    """One tar."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+\.tar$")
+    """File name beside ``dataset.json``; no folders, so that a dataset never reaches outside its own."""
+    samples: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class DatasetJson(BaseModel):
+    """The content of ``dataset.json``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int
+    categories: list[DatasetCategory] = Field(min_length=1)
+    shards: list[Shard] = Field(min_length=1)
+    source: str = ""
+    """Fingerprint of what was packed, so that packing again knows what is done."""
+
+    def identity(self) -> str:
+        """Fingerprint of everything a sample or its number depends on."""
+        return fingerprint(self.model_dump(exclude={"source"}))
+
+
+def read_dataset_json(folder: Path) -> DatasetJson:
+    """Read ``dataset.json`` of ``folder``; raises DataError where it is missing, malformed, or of a newer version."""
+    path = folder / DATASET_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf8"))
+        version = content.get("version")
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{folder} is no dataset: {DATASET_FILE} is missing; make one with `graphkd data pack`"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, OSError) as error:
+        raise DataError(f"{path} is not readable ({error}); pack the dataset again") from error
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path} has version {version}, but this release reads {FORMAT_VERSION}; install one that reads it"
+        )
+    try:
+        return DatasetJson.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{path} is malformed at {where}: {first['msg']}; pack the dataset again") from error
+
+
+def index_path(shard: Path) -> Path:
+    """Where the index of a tar lies: beside it."""
+    return shard.with_suffix(".index.arrow")

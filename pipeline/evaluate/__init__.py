@@ -1,0 +1,1 @@
+"""COCO average precision of predictions, from files or from a detector."""

@@ -1,0 +1,100 @@
+"""Files that appear whole or not at all, and folders that hold what one expects."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from graphkd.errors import OutputError
+
+CHUNK_BYTES = 1 << 20
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success sync it and rename it there, on failure remove it.
+
+    Raises OutputError where the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        sync_file(temporary)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise _output_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _output_error(path: Path, error: OSError) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"no space left while writing {path}; free some, or give another output folder")
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+        return OutputError(f"cannot write {path} ({error.strerror}); give a folder that you may write to")
+    return error
+
+
+def write_atomic(path: Path, content: bytes | str) -> Path:
+    """Write ``content`` so that ``path`` holds the old bytes or the new ones, never a part."""
+    with replaced(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Write ``content`` as indented JSON, atomically."""
+    return write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def sync_file(path: Path) -> None:
+    """Force the bytes of ``path`` to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Force the names in folder ``path`` to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file, read in chunks of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fingerprint(content: Any) -> str:
+    """Hex SHA-256 of a JSON-able value in canonical form."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def claim_folder(path: Path, marker: str, what: str) -> None:
+    """Make folder ``path`` for one ``what``, which always holds a file or folder named ``marker``.
+
+    Raises OutputError where the folder already holds something else.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        others = [name for name in os.listdir(path) if not name.startswith(".")]
+    except OSError as error:
+        raise _output_error(path, error) from error
+    if others and marker not in others:
+        raise OutputError(
+            f"{path} already holds something that is no {what} (such as {others[0]!r}); give another folder"
+        )

@@ -1,0 +1,1 @@
+"""The run folder: its config, checkpoints, metrics, and the detector that a run trained."""

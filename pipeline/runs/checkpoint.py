@@ -1,0 +1,156 @@
+"""Checkpoints: a folder per step that counts only when its manifest is there and every hash fits.
+
+``model.safetensors`` holds the weights, ``optimizer.pt`` the optimiser, ``state.json`` the rest, and
+``manifest.json``, written last, the SHA-256 of the others. A folder gets its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from graphkd.errors import CheckpointError
+from pipeline.files import replaced, sha256_file, sync_folder, write_json
+
+logger = logging.getLogger(__name__)
+
+MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.pt", "state.json", "manifest.json"
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    folder: Path
+    step: int
+    state: dict[str, Any]
+    """What :func:`save_checkpoint` was given as ``state``."""
+    model_sha256: str
+
+    def require(self, name: str, wanted: dict[str, Any]) -> None:
+        """Raise CheckpointError where part ``name`` of the state is not ``wanted``, naming what differs."""
+        found = self.state.get(name, {})
+        changed = [key for key, value in wanted.items() if found.get(key) != value]
+        if changed:
+            details = "; ".join(f"{key} {found.get(key)!r}, not {wanted[key]!r}" for key in changed)
+            raise CheckpointError(
+                f"{self.folder} was trained with {details}; train in another run folder, or delete this one"
+            )
+
+
+def save_checkpoint(
+    root: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+) -> Path:
+    """Write ``root/step-XXXXXXXX`` whole, then drop all but the newest ``keep``; raises OutputError on a full disk."""
+    final = root / f"step-{step:08d}"
+    building = root / f".step-{step:08d}.building"
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+        with replaced(building / MODEL) as path:
+            save_file(tensors, path)
+        with replaced(building / OPTIMIZER) as path:
+            torch.save(optimizer.state_dict(), path)
+        write_json(building / STATE, {"version": STATE_VERSION, "step": step, **state})
+        hashes = {name: sha256_file(building / name) for name in (MODEL, OPTIMIZER, STATE)}
+        write_json(building / MANIFEST, {"files": hashes})
+        shutil.rmtree(final, ignore_errors=True)
+        building.rename(final)
+        sync_folder(root)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    _prune(root, keep)
+    return final
+
+
+def newest_checkpoint(root: Path) -> Checkpoint | None:
+    """The newest complete checkpoint below ``root``, or None; says in the log which it passed over and why."""
+    for folder in sorted(_step_folders(root), reverse=True):
+        try:
+            return open_checkpoint(folder)
+        except CheckpointError as error:  # noqa: PERF203 - any of them may be damaged
+            logger.warning("passed over %s", error)
+    return None
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Check one checkpoint folder; raises CheckpointError naming what is missing or does not fit its hash."""
+    try:
+        hashes = json.loads((folder / MANIFEST).read_text())["files"]
+        state = json.loads((folder / STATE).read_text())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} is no complete checkpoint ({error}); give another") from error
+    for name in (MODEL, OPTIMIZER, STATE):
+        path = folder / name
+        if not path.is_file() or sha256_file(path) != hashes.get(name):
+            raise CheckpointError(f"{folder} is damaged: {name} does not fit its manifest; give another")
+    if state.get("version") != STATE_VERSION:
+        raise CheckpointError(f"{folder} has version {state.get('version')}, but this release reads {STATE_VERSION}")
+    return Checkpoint(folder=folder, step=int(state["step"]), state=state, model_sha256=hashes[MODEL])
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors or .pth file, never unpickling code; raises CheckpointError where it is neither."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"weights {path} do not exist; give a .safetensors or .pth file") from error
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is no file of plain tensors ({first[:120]}); nothing else is loaded") from error
+    tensors = content.get("model", content.get("state_dict", content)) if isinstance(content, dict) else None
+    if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise CheckpointError(f"{path} holds no mapping of names to tensors; give a state dict")
+    return tensors
+
+
+def restore_module(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Load weights, all of them; raises CheckpointError naming the first that differ in name or shape."""
+    own = module.state_dict()
+    wrong = [f"{name} missing" for name in own if name not in tensors]
+    wrong += [f"{name} unknown" for name in tensors if name not in own]
+    wrong += [
+        f"{name} is {tuple(tensors[name].shape)}, not {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{source} is of another architecture: {len(wrong)} tensors differ ({'; '.join(wrong[:2])}); "
+            "use the config it was trained with"
+        )
+    module.load_state_dict(tensors)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+    """Load the optimiser's state; plain tensors and numbers only."""
+    path = checkpoint.folder / OPTIMIZER
+    try:
+        optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} does not fit the optimiser ({str(error).splitlines()[0][:120]})") from error
+
+
+def _step_folders(root: Path) -> list[Path]:
+    if not root.is_dir():
+        return []
+    return [path for path in root.iterdir() if re.fullmatch(r"step-\d{8}", path.name)]
+
+
+def _prune(root: Path, keep: int) -> None:
+    for folder in sorted(_step_folders(root))[:-keep]:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,94 @@
+"""Building the detector of a run, and opening the one that a finished run trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from graphkd.detectors import DetectorModule, build_detector
+from graphkd.errors import CheckpointError, ConfigError
+from pipeline.config import RunConfig, load_config
+from pipeline.data.dataset import PackedDataset
+from pipeline.files import fingerprint
+from pipeline.runs.checkpoint import Checkpoint, load_weights, newest_checkpoint, open_checkpoint, restore_module
+
+CONFIG_FILE = "config.yaml"
+CHECKPOINTS = "checkpoints"
+DETECTOR_PREFIX = "detector."
+
+
+def new_detector(config: RunConfig, num_classes: int) -> DetectorModule:
+    """The detector of ``config`` with its first weights, keyed by the run's seed."""
+    weights = config.detector.weights
+    tensors = None if weights in ("none", "imagenet") else load_weights(Path(weights))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        return build_detector(config.detector, num_classes, config.data.view.canvas, tensors)
+
+
+def dataset_classes(config: RunConfig, dataset: PackedDataset) -> int:
+    """K of ``dataset``; raises ConfigError where the config says otherwise."""
+    stated = config.data.num_classes
+    if stated is not None and stated != dataset.num_classes:
+        raise ConfigError(
+            f"data.num_classes is {stated}, but {dataset.folder} has {dataset.num_classes} classes; "
+            "mend one of them, or leave num_classes out"
+        )
+    return dataset.num_classes
+
+
+def run_config(folder: Path) -> RunConfig:
+    """The resolved config of a run folder; raises CheckpointError where there is none."""
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        raise CheckpointError(
+            f"{folder} is no run: {CONFIG_FILE} is missing; give the folder of a run that was trained"
+        )
+    return load_config(path)
+
+
+def run_checkpoint(folder: Path) -> Checkpoint:
+    """The newest complete checkpoint of a run; raises CheckpointError where there is none."""
+    checkpoint = newest_checkpoint(folder / CHECKPOINTS)
+    if checkpoint is None:
+        raise CheckpointError(
+            f"{folder} has no complete checkpoint; train it first: graphkd train {folder / CONFIG_FILE}"
+        )
+    return checkpoint
+
+
+def trained_detector(
+    config: RunConfig, num_classes: int, checkpoint: Checkpoint, device: torch.device
+) -> DetectorModule:
+    """The detector with a checkpoint's weights, in evaluation mode and without gradients.
+
+    Raises CheckpointError where the checkpoint is of another architecture.
+    """
+    bare = config.model_copy(update={"detector": config.detector.model_copy(update={"weights": "none"})})
+    detector = new_detector(bare, num_classes)
+    tensors = load_weights(checkpoint.folder / "model.safetensors")
+    own = {
+        name.removeprefix(DETECTOR_PREFIX): value for name, value in tensors.items() if name.startswith(DETECTOR_PREFIX)
+    }
+    restore_module(detector, own, checkpoint.folder)
+    return detector.to(device).eval().requires_grad_(False)
+
+
+def checkpoint_at(path: Path) -> Checkpoint:
+    """A checkpoint given as its own folder, as ``checkpoints/`` or as a run folder."""
+    if (path / "manifest.json").exists():
+        return open_checkpoint(path)
+    for root in (path, path / CHECKPOINTS):
+        found = newest_checkpoint(root)
+        if found is not None:
+            return found
+    raise CheckpointError(f"{path} holds no complete checkpoint; give a step folder or a run folder")
+
+
+def teacher_identity(config: RunConfig, checkpoint: Checkpoint) -> dict[str, str]:
+    """What a teacher's signals depend on, by name: its weights and its detector config."""
+    return {
+        "teacher weights": checkpoint.model_sha256,
+        "detector config": fingerprint(config.detector.model_dump(mode="json", exclude={"weights"})),
+    }

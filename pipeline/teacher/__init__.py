@@ -1,0 +1,1 @@
+"""The teacher as a source of signals: live, or from an Arrow cache with an identity."""

@@ -1,0 +1,16 @@
+"""The local engine: this process, or each of torchrun's. No Ray."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.config import RunConfig
+from pipeline.runs.world import local_world
+from pipeline.train.session import run_worker
+
+
+def run_local(config: RunConfig) -> None:
+    """Train in this process; under torchrun, as one of its workers."""
+    if config.engine.threads:
+        torch.set_num_threads(config.engine.threads)
+    run_worker(config, local_world(config.engine.device))

@@ -1,0 +1,107 @@
+"""The Ray engine: Ray Train starts the workers and restarts them after a crash; checkpoints are our own.
+
+Ray's record of checkpoints is not used: a worker group that starts again goes on from the newest complete checkpoint
+in the run folder, in whatever state Ray's files are.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from graphkd.errors import ConfigError, TrainingError, UserError
+from pipeline.config import RunConfig
+
+OBJECT_STORE_BYTES = 256 << 20  # nothing large passes through Ray's object store
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0"}
+
+
+def run_ray(config: RunConfig) -> None:
+    """Train on Ray Train workers; raises the worker's own UserError, or TrainingError with Ray's reason."""
+    try:
+        import ray.train
+        from ray.train import FailureConfig, ScalingConfig
+        from ray.train import RunConfig as RayRunConfig
+        from ray.train.torch import TorchTrainer
+    except ImportError as error:
+        raise ConfigError(
+            "engine.name is ray, but Ray is not installed; pip install 'graphkd[ray]' or --engine local"
+        ) from error
+    with _ray_session(config.engine.workers):
+        use_gpu = config.engine.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"config": config.model_dump(mode="json"), "directory": os.getcwd()},
+            scaling_config=ScalingConfig(num_workers=config.engine.workers, use_gpu=use_gpu),
+            run_config=RayRunConfig(
+                # A name of its own for each start: an older start's snapshot must not decide anything.
+                name=f"start-{time.time_ns()}",
+                storage_path=str((config.folder / "ray").resolve()),
+                failure_config=FailureConfig(max_failures=config.engine.max_failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _own_error(error) from error
+
+
+def _worker(given: dict[str, Any]) -> None:
+    import ray.train
+    import ray.train.torch
+
+    from pipeline.config import resolve
+    from pipeline.runs.world import World
+    from pipeline.train.session import run_worker
+
+    os.chdir(given["directory"])
+    config = resolve(given["config"], "the submitted config")
+    context = ray.train.get_context()
+    torch.set_num_threads(config.engine.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=ray.train.torch.get_device())
+    run_worker(config, world)
+
+
+@contextmanager
+def _ray_session(workers: int) -> Iterator[None]:
+    """Use the Ray cluster that RAY_ADDRESS names or that is connected already; otherwise one of our own on loopback."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**common)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=max(workers, os.cpu_count() or 1),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+            **common,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _own_error(error: BaseException) -> UserError:
+    failures = getattr(error, "worker_failures", {}) or {}
+    for failure in failures.values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, UserError):
+                return cause
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return TrainingError(f"training failed on Ray: {lines[-1][:300]}; its logs are in the run's ray folder")

@@ -1,0 +1,41 @@
+"""Following a run from outside through its metrics file, the same for every engine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.runs.metrics import read_metrics
+
+POLL_S = 0.5
+
+
+@contextmanager
+def followed(folder: Path, callback: Callable[[dict[str, Any]], None] | None) -> Iterator[None]:
+    """While the body runs, call ``callback`` from a thread with each new last line of the run's metrics."""
+    if callback is None:
+        yield
+        return
+    stop = threading.Event()
+    thread = threading.Thread(target=_follow, args=(folder, callback, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _follow(folder: Path, callback: Callable[[dict[str, Any]], None], stop: threading.Event) -> None:
+    seen = -1
+    while True:
+        ended = stop.wait(POLL_S)
+        lines = read_metrics(folder)
+        if lines and lines[-1]["step"] != seen:
+            seen = lines[-1]["step"]
+            callback(lines[-1])
+        if ended:
+            return

@@ -1,0 +1,98 @@
+"""Running a whole config: prepare, train on its engine, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pipeline.config import RunConfig
+from pipeline.data.dataset import PackedDataset
+from pipeline.evaluate.detector import evaluate
+from pipeline.files import write_json
+from pipeline.runs.checkpoint import Checkpoint, newest_checkpoint
+from pipeline.runs.folder import open_run_folder
+from pipeline.runs.trained import CHECKPOINTS, dataset_classes, run_checkpoint, trained_detector
+from pipeline.runs.world import pick_device
+from pipeline.teacher.cache_read import CachedTeacher
+from pipeline.teacher.identity import cache_identity, open_teacher
+from pipeline.teacher.statistics import ensure_statistics
+from pipeline.train.engine_local import run_local
+from pipeline.train.engine_ray import run_ray
+from pipeline.train.progress import followed
+
+EVALUATION_FILE = "eval.json"
+PREDICTIONS_FILE = "predictions.json"
+
+
+def prepare(config: RunConfig) -> None:
+    """Check everything that can be wrong before workers start, and open the run folder.
+
+    Raises the UserError of whatever is missing or does not fit: dataset, classes, teacher, cache, run folder.
+    """
+    dataset = PackedDataset(config.data.train)
+    dataset_classes(config, dataset)
+    if config.data.val is not None:
+        dataset_classes(config, PackedDataset(config.data.val))
+    if config.method.name != "none" and config.teacher is not None:
+        teacher = open_teacher(config)
+        if config.teacher.signals == "cache":
+            identity = cache_identity(config, teacher, dataset)
+            CachedTeacher(config.cache_folder, dataset, identity, config.teacher.nodes.count)
+    open_run_folder(config)
+    if config.method.name != "none" and config.teacher is not None:
+        device = pick_device(config.engine.device, 0)
+        ensure_statistics(config, open_teacher(config), dataset, device)
+
+
+def train_run(config: RunConfig, progress: Callable[[dict[str, Any]], None] | None = None) -> Checkpoint:
+    """Train to the end of the schedule, or find that it was reached; ``progress`` gets lines of the metrics."""
+    prepare(config)
+    checkpoint = newest_checkpoint(config.folder / CHECKPOINTS)
+    if checkpoint is None or checkpoint.step < config.schedule.scaled().steps:
+        with followed(config.folder, progress):
+            run_ray(config) if config.engine.name == "ray" else run_local(config)
+    return run_checkpoint(config.folder)
+
+
+def evaluate_run(
+    config: RunConfig,
+    checkpoint: Checkpoint | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Score a run's checkpoint on ``data.val`` and store ``eval.json`` and ``predictions.json`` in its folder."""
+    assert config.data.val is not None
+    checkpoint = checkpoint or run_checkpoint(config.folder)
+    dataset = PackedDataset(config.data.val)
+    device = pick_device(config.engine.device, 0)
+    detector = trained_detector(config, dataset_classes(config, dataset), checkpoint, device)
+    view, batch = config.data.view, config.run.eval_batch
+    figures, results = evaluate(detector, dataset, view, batch=batch, device=device, progress=progress)
+    figures |= {"step": checkpoint.step, "dataset": dataset.identity, "model": checkpoint.model_sha256}
+    write_json(config.folder / PREDICTIONS_FILE, results)
+    write_json(config.folder / EVALUATION_FILE, figures)
+    return figures
+
+
+def smoke(config: RunConfig, steps: int = 10) -> list[float]:
+    """``steps`` steps on the first page in this process, nothing written: the loss of each, for debugging a config."""
+    from pipeline.data.loader import PageItems, collate
+    from pipeline.data.order import SampleRef
+    from pipeline.train.optim import build_optimizer
+    from pipeline.train.session import build_step, signal_source
+
+    dataset = PackedDataset(config.data.train)
+    module = build_step(config, dataset).train()
+    source = signal_source(config, dataset, torch.device("cpu"))
+    optimizer = build_optimizer(module, config.schedule)
+    page = collate([PageItems(dataset, config.data.view, config.run.seed, config.views)[SampleRef(0, 0)]])
+    losses = []
+    for _ in range(steps):
+        terms = module(page, source.signals(page))
+        loss = torch.stack([values.sum() for values in terms.values()]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses

@@ -1,0 +1,133 @@
+"""One training worker, whatever engine started it: put the parts together, go on from the newest checkpoint, train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from graphkd.distill import TrainingStep
+from pipeline.config import RunConfig
+from pipeline.data.dataset import PackedDataset
+from pipeline.data.loader import PageItems, StepBatches, page_loader
+from pipeline.data.order import ORDER_VERSION, CanonicalOrder
+from pipeline.runs.checkpoint import (
+    MODEL,
+    load_weights,
+    newest_checkpoint,
+    restore_module,
+    restore_optimizer,
+    save_checkpoint,
+)
+from pipeline.runs.metrics import Metrics
+from pipeline.runs.trained import CHECKPOINTS, dataset_classes, new_detector
+from pipeline.runs.world import World
+from pipeline.teacher.cache_read import CachedTeacher
+from pipeline.teacher.identity import cache_identity, open_teacher, statistics_identity
+from pipeline.teacher.source import LiveTeacher, NoTeacher, SignalSource
+from pipeline.teacher.statistics import STATISTICS_FILE, read_statistics
+from pipeline.train.loop import Training, train
+from pipeline.train.optim import build_optimizer
+
+Reporter = Callable[[int, dict[str, Any] | None], None]
+
+
+def run_worker(config: RunConfig, world: World, report: Reporter | None = None) -> None:
+    """Train ``config`` to its end as one of ``world``'s workers; ``report`` is called after every step."""
+    dataset = PackedDataset(config.data.train)
+    schedule = config.schedule.scaled()
+    module = build_step(config, dataset).to(world.device).train()
+    optimizer = build_optimizer(module, schedule)
+    first = _restore(config, dataset, module, optimizer)
+    metrics = Metrics(config.folder, world, config.run.log_every, first)
+    run = Training(
+        step=_distributed(module, world),
+        optimizer=optimizer,
+        schedule=schedule,
+        source=signal_source(config, dataset, world.device),
+        metrics=metrics,
+        world=world,
+        first_step=first,
+        after_step=_after_step(config, dataset, world, module, optimizer, report),
+    )
+    order = CanonicalOrder(dataset.shard_sizes, config.run.seed)
+    batches = StepBatches(order, schedule.batch, world.rank, world.size, first, schedule.steps)
+    items = PageItems(dataset, config.data.view, config.run.seed, config.views)
+    try:
+        train(run, page_loader(items, batches, config.data.loader_workers, pin=world.device.type == "cuda"))
+    finally:
+        metrics.close()
+
+
+def build_step(config: RunConfig, dataset: PackedDataset) -> TrainingStep:
+    """The detector with its first weights, the method, and the teacher's statistics where one takes part."""
+    detector = new_detector(config, dataset_classes(config, dataset))
+    statistics = None
+    if config.method.name != "none":
+        identity = statistics_identity(config, open_teacher(config), dataset)
+        statistics = read_statistics(config.cache_folder / STATISTICS_FILE, identity)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        return TrainingStep(detector, config.method, statistics)
+
+
+def signal_source(config: RunConfig, dataset: PackedDataset, device: torch.device) -> SignalSource:
+    """Live teacher, cache or nothing, as the config says."""
+    if config.method.name == "none" or config.teacher is None:
+        return NoTeacher()
+    teacher = open_teacher(config)
+    if config.teacher.signals == "live":
+        return LiveTeacher(teacher.detector(dataset.num_classes, device), config.teacher.nodes)
+    identity = cache_identity(config, teacher, dataset)
+    return CachedTeacher(config.cache_folder, dataset, identity, config.teacher.nodes.count)
+
+
+def _restore(config: RunConfig, dataset: PackedDataset, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    checkpoint = newest_checkpoint(config.folder / CHECKPOINTS)
+    if checkpoint is None:
+        return 0
+    checkpoint.require("data", _data_state(config, dataset))
+    restore_module(module, load_weights(checkpoint.folder / MODEL), checkpoint.folder)
+    restore_optimizer(optimizer, checkpoint)
+    return checkpoint.step
+
+
+def _data_state(config: RunConfig, dataset: PackedDataset) -> dict[str, Any]:
+    return {
+        "dataset": dataset.identity,
+        "seed": config.run.seed,
+        "order_version": ORDER_VERSION,
+        "batch": config.schedule.batch,
+    }
+
+
+def _after_step(
+    config: RunConfig,
+    dataset: PackedDataset,
+    world: World,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    report: Reporter | None,
+) -> Reporter:
+    last = config.schedule.scaled().steps
+    root: Path = config.folder / CHECKPOINTS
+    state = {"data": _data_state(config, dataset)}
+
+    def after_step(done: int, line: dict[str, Any] | None) -> None:
+        if world.leads and (done == last or done % config.run.checkpoint_every == 0):
+            save_checkpoint(root, done, module, optimizer, state, config.run.keep)
+        if report is not None:
+            report(done, line)
+
+    return after_step
+
+
+def _distributed(module: nn.Module, world: World) -> nn.Module:
+    if world.size == 1:
+        return module
+    devices = [world.device.index] if world.device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=devices)
