@@ -19,7 +19,8 @@ from pipeline.data.dataset import PackedDataset, Record
 from pipeline.files import write_atomic
 from pipeline.report.curves import class_bars, class_names, loss_curves
 from pipeline.report.facts import ap, commands, compare, details, differences, headline, role
-from pipeline.report.graph import GraphPicture, draw_graph
+from pipeline.report.graph import GraphPicture
+from pipeline.report.graph_drawing import draw_graph
 from pipeline.report.pages import Regions, draw_page, in_a_row
 from pipeline.report.palette import run_colour
 from pipeline.report.runs import RunSummary
@@ -85,7 +86,7 @@ def embedded(image: Image.Image) -> str:
 def shown_samples(dataset: PackedDataset, pages: int) -> list[int]:
     """``pages`` sample numbers spread evenly over the dataset, moved on to the next page that has regions."""
     starts = np.linspace(0, len(dataset), min(pages, len(dataset)), endpoint=False).astype(int).tolist()
-    ends = [*starts[1:], len(dataset)]
+    ends = [*starts, len(dataset)][1:]
     return [
         next((sample for sample in range(start, end) if len(dataset.record(sample).boxes)), start)
         for start, end in zip(starts, ends, strict=True)

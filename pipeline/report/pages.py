@@ -20,6 +20,7 @@ MAX_HEIGHT = 1100
 """px; only pages much longer than wide reach it."""
 MARGIN = 14
 HEADER = 52
+PAGE_EDGE = "#d0d7de"
 MATCH_IOU = 0.5
 
 
@@ -149,4 +150,5 @@ def _column(
         name = class_names[regions.classes[place]]
         score = "" if regions.scores is None else f" {regions.scores[place]:.2f}"
         tags.write(corners[place], name + score, class_colour(int(regions.classes[place])))
+    draw.rectangle((0, 0, tinted.width - 1, tinted.height - 1), outline=PAGE_EDGE)
     return tinted

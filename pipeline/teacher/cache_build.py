@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from graphkd.detectors import DetectorModule
-from graphkd.errors import CacheError, OutputError
+from graphkd.errors import CacheError, ConfigError, OutputError
 from graphkd.nodes import live_signals
 from graphkd.signals import TeacherSignals
 from pipeline.config import RunConfig
@@ -70,6 +70,12 @@ def build_cache(
     )
     write_json(folder / CACHE_FILE, description.model_dump())
     return description
+
+
+def require_teacher(student: RunConfig) -> None:
+    """Raise ConfigError where ``student`` names no teacher to precompute."""
+    if student.teacher is None:
+        raise ConfigError(f"{student.name} has no teacher; a cache is built for the config of a distilled student")
 
 
 def _claim(folder: Path, identity: dict[str, str]) -> None:

@@ -33,7 +33,7 @@ def run_ray(config: RunConfig) -> None:
         raise ConfigError(
             "engine.name is ray, but Ray is not installed; pip install 'graphkd[ray]' or --engine local"
         ) from error
-    with _ray_session(config.engine.workers):
+    with ray_session(config.engine.workers):
         use_gpu = config.engine.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
         trainer = TorchTrainer(
             _worker,
@@ -69,7 +69,7 @@ def _worker(given: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _ray_session(workers: int) -> Iterator[None]:
+def ray_session(workers: int) -> Iterator[None]:
     """Use the Ray cluster that RAY_ADDRESS names or that is connected already; otherwise one of our own on loopback."""
     import ray
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from pipeline.config import RunConfig
 from pipeline.data.dataset import PackedDataset
 from pipeline.evaluate.detector import evaluate
@@ -69,30 +67,9 @@ def evaluate_run(
     detector = trained_detector(config, dataset_classes(config, dataset), checkpoint, device)
     view, batch = config.data.view, config.run.eval_batch
     figures, results = evaluate(detector, dataset, view, batch=batch, device=device, progress=progress)
-    figures |= {"step": checkpoint.step, "dataset": dataset.identity, "model": checkpoint.model_sha256}
+    parameters = sum(parameter.numel() for parameter in detector.parameters())
+    figures |= {"step": checkpoint.step, "parameters": parameters}
+    figures |= {"dataset": dataset.identity, "model": checkpoint.model_sha256}
     write_json(config.folder / PREDICTIONS_FILE, results)
     write_json(config.folder / EVALUATION_FILE, figures)
     return figures
-
-
-def smoke(config: RunConfig, steps: int = 10) -> list[float]:
-    """``steps`` steps on the first page in this process, nothing written: the loss of each, for debugging a config."""
-    from pipeline.data.loader import PageItems, collate
-    from pipeline.data.order import SampleRef
-    from pipeline.train.optim import build_optimizer
-    from pipeline.train.session import build_step, signal_source
-
-    dataset = PackedDataset(config.data.train)
-    module = build_step(config, dataset).train()
-    source = signal_source(config, dataset, torch.device("cpu"))
-    optimizer = build_optimizer(module, config.schedule)
-    page = collate([PageItems(dataset, config.data.view, config.run.seed, config.views)[SampleRef(0, 0)]])
-    losses = []
-    for _ in range(steps):
-        terms = module(page, source.signals(page))
-        loss = torch.stack([values.sum() for values in terms.values()]).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses

@@ -1,0 +1,107 @@
+"""How the command line speaks: progress on stderr, results on stdout, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from pipeline.stages import Update
+
+out = Console()
+err = Console(stderr=True)
+SHOWN = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "S", "ap_medium": "M", "ap_large": "L", "ar_100": "AR"}
+PLAIN_EVERY = 0.1  # without a terminal, a line is written for each tenth of the work
+
+
+@contextmanager
+def progress_bar(title: str, unit: str) -> Iterator[Update]:
+    """A live bar on a terminal, otherwise a line now and then; yields ``update(done, total, note)``."""
+    if err.is_terminal:
+        with _rich_progress() as progress:
+            yield _bar_updater(progress, progress.add_task(title, total=None, note="", unit=unit))
+    else:
+        yield _plain_updater(title, unit)
+
+
+def _rich_progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=err,
+    )
+
+
+def _bar_updater(progress: Progress, task: TaskID) -> Update:
+    def update(done: int, total: int, note: str) -> None:
+        progress.update(task, completed=done, total=total, note=note)
+
+    return update
+
+
+def _plain_updater(title: str, unit: str) -> Update:
+    reached = [-1]
+
+    def update(done: int, total: int, note: str) -> None:
+        share = int(done / max(1, total) / PLAIN_EVERY)
+        if share > reached[0]:
+            reached[0] = share
+            err.print(f"{title}: {done}/{total} {unit} {note}".rstrip(), highlight=False, soft_wrap=True)
+
+    return update
+
+
+def counted(title: str, unit: str = "pages") -> AbstractContextManager[Update]:
+    """A progress bar of pages or the like."""
+    return progress_bar(title, unit)
+
+
+def print_json(content: Any) -> None:
+    """One JSON document as the last line of stdout."""
+    sys.stdout.write(json.dumps(content) + "\n")
+    sys.stdout.flush()
+
+
+def percent(value: float | None) -> str:
+    """A fraction as a percentage with two decimals; a dash where it is not defined (None or negative)."""
+    return "-" if value is None or value < 0 else f"{100 * value:.2f}"
+
+
+def figures_table(rows: dict[str, dict[str, Any]], title: str = "COCO AP, %") -> Table:
+    """A table of COCO figures, one row a run."""
+    table = Table(title=title)
+    table.add_column("")
+    names = {
+        "ap": "AP",
+        "ap50": "AP50",
+        "ap75": "AP75",
+        "ap_small": "S",
+        "ap_medium": "M",
+        "ap_large": "L",
+        "ar_100": "AR100",
+    }
+    for heading in names.values():
+        table.add_column(heading, justify="right")
+    for label, figures in rows.items():
+        table.add_row(label, *(percent(figures.get(name)) for name in names))
+    return table

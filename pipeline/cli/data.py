@@ -1,0 +1,117 @@
+"""``graphkd data``: drawing, packing, indexing and describing datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.console import counted, out, print_json
+
+commands = typer.Typer(help="Make and look at datasets.", no_args_is_help=True)
+
+OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON document.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(commands, name="data")
+
+
+@commands.command()
+def synth(
+    out_folder: OutFolder,
+    count: Annotated[int, typer.Option(min=1, help="Pages to draw.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same pages.")] = 0,
+    width: Annotated[int, typer.Option(min=96, help="Page width, px.")] = 192,
+    height: Annotated[int, typer.Option(min=128, help="Page height, px.")] = 256,
+) -> None:
+    """Draw annotated synthetic pages: images/ and annotations.json (COCO)."""
+    from pipeline.synth import write_pages
+
+    with counted("drawing pages") as update:
+        path = write_pages(
+            out_folder,
+            count=count,
+            seed=seed,
+            width=width,
+            height=height,
+            progress=lambda done: update(done, count, ""),
+        )
+    out.print(f"{count} pages in {path}")
+
+
+@commands.command()
+def pack(
+    annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
+    images: Annotated[Path, typer.Option(help="Folder that its file names are relative to.")],
+    out_folder: OutFolder,
+    shard_size: Annotated[int, typer.Option(min=1, help="Pages of one tar.")] = 256,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="A class of text; repeat. By default all but pictures, tables and the like."),
+    ] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Clip boxes to their page and drop empty ones.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pack COCO-annotated pages into webdataset tars."""
+    from pipeline.data.pack import pack as pack_pages
+
+    with counted("packing pages") as update:
+        dataset = pack_pages(
+            annotations,
+            images,
+            out_folder,
+            samples_per_shard=shard_size,
+            text=text,
+            repair=repair,
+            progress=lambda done, total: update(done, total, ""),
+        )
+    pages = sum(shard.samples for shard in dataset.shards)
+    if as_json:
+        print_json({"folder": str(out_folder), "pages": pages, "shards": len(dataset.shards)})
+    else:
+        out.print(f"{pages} pages, {len(dataset.categories)} classes in {len(dataset.shards)} shards: {out_folder}")
+
+
+@commands.command()
+def index(dataset: Annotated[Path, typer.Argument(help="Dataset folder.")]) -> None:
+    """Rebuild the index of every tar, such as after tars were replaced."""
+    from pipeline.data.format import read_dataset_json
+    from pipeline.data.index import build_index
+
+    shards = read_dataset_json(dataset).shards
+    with counted("indexing", "shards") as update:
+        for done, shard in enumerate(shards, start=1):
+            build_index(dataset / shard.name)
+            update(done, len(shards), "")
+
+
+@commands.command()
+def info(dataset: Annotated[Path, typer.Argument(help="Dataset folder.")], as_json: AsJson = False) -> None:
+    """Say what a dataset holds: classes, shards, pages, regions, identity."""
+    from pipeline.data.describe import describe
+
+    content = describe(dataset)
+    if as_json:
+        print_json(content)
+        return
+    out.print(f"{content['pages']} pages, {content['regions']} regions, {content['shards']} shards")
+    out.print(f"identity {content['identity']}")
+    for name, entry in content["classes"].items():
+        out.print(f"  {name:<24} {entry['regions']:>8} regions  {'text' if entry['text'] else 'not text'}")
+
+
+@commands.command("convert-page")
+def convert_page(
+    xml: Annotated[Path, typer.Option(help="Folder of PAGE XML files.")],
+    images: Annotated[Path, typer.Option(help="Folder of their images.")],
+    out_file: Annotated[Path, typer.Option("--out", help="COCO file to write.")],
+) -> None:
+    """Convert PAGE XML (as PRImA publishes it) to a COCO annotation file."""
+    from pipeline.data.page_xml import convert_page_folder
+
+    coco = convert_page_folder(xml, images, out_file)
+    out.print(f"{len(coco['images'])} pages, {len(coco['annotations'])} regions: {out_file}")

@@ -1,0 +1,64 @@
+"""``graphkd``: the commands, and what becomes of an error."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from graphkd import __version__
+
+app = typer.Typer(
+    name="graphkd",
+    help="Distil document-layout detectors: pages -> shards -> teacher -> cache -> student -> report.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# cluster's commands are plug-ins: the pipeline works without that package.
+COMMANDS = ("quickstart", "data", "train", "cache", "evaluate", "report")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"graphkd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and more of the log.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+
+for _name in COMMANDS:
+    import_module(f"pipeline.cli.{_name}").register(app)
+
+
+def main() -> None:
+    """Run the command line: exit code 0 only for success, 1 for an error, 2 for wrong usage, 130 when interrupted."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from here", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if debug or not _is_users(error):
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+def _is_users(error: Exception) -> bool:
+    from graphkd.errors import UserError
+
+    return isinstance(error, UserError)

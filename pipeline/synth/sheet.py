@@ -1,0 +1,118 @@
+"""A sheet of paper to draw on: fonts, lines of text, and the ink that a region holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.synth.words import words
+
+FAMILIES = ("DejaVuSans", "DejaVuSerif")
+Colour = tuple[int, int, int]
+SUPERSAMPLING_BELOW_PX = 512  # small pages are drawn at twice their size, so that text shrinks as a scan's does
+
+
+@lru_cache(maxsize=256)
+def font(family: str, style: str, size: int) -> ImageFont.FreeTypeFont:
+    """A DejaVu face, which matplotlib brings along; ``style`` is empty, Bold, or Oblique (Italic for serifs)."""
+    if family == "DejaVuSerif" and style == "Oblique":
+        style = "Italic"
+    name = f"{family}-{style}.ttf" if style else f"{family}.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+@dataclass(kw_only=True)
+class Sheet:
+    """A page being drawn; lengths are in units of 1/256 of its height."""
+
+    width: int
+    """Final px."""
+    height: int
+    """Final px."""
+    random: np.random.Generator
+    family: str
+    body: float
+    """Font size of running text, units."""
+    leading: float
+    """Line distance over font size."""
+    justified: bool
+    ink: int
+    """Grey value of text, 0 to 255."""
+    areas: list[tuple[str, tuple[float, float, float, float]]] = field(default_factory=list)
+    """Class and nominal area of each region, units."""
+
+    def __post_init__(self) -> None:
+        self.sampling = 2 if self.height < SUPERSAMPLING_BELOW_PX else 1
+        self.unit = self.height * self.sampling / 256
+        self.image = Image.new("RGB", (self.width * self.sampling, self.height * self.sampling), "white")
+        self.draw = ImageDraw.Draw(self.image)
+
+    @property
+    def page_width(self) -> float:
+        """Width in units."""
+        return 256 * self.width / self.height
+
+    def face(self, size: float, style: str = "") -> ImageFont.FreeTypeFont:
+        """A face of the page's family, ``size`` in units."""
+        return font(self.family, style, max(6, round(size * self.unit)))
+
+    def line(self, x: float, y: float, text: str, size: float, style: str = "", anchor: str = "la") -> float:
+        """Write one line at (x, y) units and give its width in units."""
+        face = self.face(size, style)
+        self.draw.text((x * self.unit, y * self.unit), text, font=face, fill=(self.ink,) * 3, anchor=anchor)
+        return face.getlength(text) / self.unit
+
+    def block(
+        self, x: float, y: float, width: float, lines: int, size: float, style: str = "", lead: str = ""
+    ) -> float:
+        """Write up to ``lines`` lines of sentences into a column and give the y below them; the last one is shorter."""
+        face = self.face(size, style)
+        pitch = size * self.leading
+        source = iter(words(self.random, 20 * lines))
+        for number in range(lines):
+            share = 1.0 if number < lines - 1 or lines == 1 else float(self.random.uniform(0.35, 0.9))
+            row = fitting(source, face, width * self.unit * share, lead if number == 0 else "")
+            if self.justified and share == 1.0 and len(row) > 3:
+                self._justify(row, x, y, width, face)
+            else:
+                self.line(x, y, " ".join(row), size, style)
+            y += pitch
+        return y
+
+    def _justify(self, row: list[str], x: float, y: float, width: float, face: ImageFont.FreeTypeFont) -> None:
+        lengths = [face.getlength(word) for word in row]
+        space = (width * self.unit - sum(lengths)) / (len(row) - 1)
+        place = x * self.unit
+        for word, length in zip(row, lengths, strict=True):
+            self.draw.text((place, y * self.unit), word, font=face, fill=(self.ink,) * 3)
+            place += length + space
+
+    def rectangle(
+        self, box: tuple[float, float, float, float], fill: Colour | None = None, outline: Colour | None = None
+    ) -> None:
+        """Draw a rectangle given in units."""
+        self.draw.rectangle([value * self.unit for value in box], fill=fill, outline=outline)
+
+    def region(self, category: str, box: tuple[float, float, float, float]) -> None:
+        """Record that the ink inside ``box`` (units) is a region of ``category``."""
+        self.areas.append((category, box))
+
+
+def fitting(source: Iterator[str], face: ImageFont.FreeTypeFont, width_px: float, lead: str) -> list[str]:
+    """Words of ``source`` until the line of ``width_px`` is full; at least one."""
+    row = [lead] if lead else []
+    used = face.getlength(lead) if lead else 0.0
+    space = face.getlength(" ")
+    for word in source:
+        length = face.getlength(word)
+        if row and used + space + length > width_px:
+            break
+        row.append(word)
+        used += space + length
+    return row

@@ -1,0 +1,31 @@
+"""A few steps on one page in this process, for debugging a config or a debugger session."""
+
+from __future__ import annotations
+
+from pipeline.config import RunConfig
+from pipeline.data.dataset import PackedDataset
+from pipeline.data.loader import PageItems, collate
+from pipeline.data.order import SampleRef
+from pipeline.runs.world import World, pick_device
+from pipeline.train.loop import global_mean
+from pipeline.train.optim import build_optimizer
+from pipeline.train.session import build_step, signal_source
+
+
+def smoke(config: RunConfig, steps: int = 10) -> list[float]:
+    """The loss of each of ``steps`` steps on the first page; nothing is written."""
+    world = World(device=pick_device(config.engine.device, 0))
+    dataset = PackedDataset(config.data.train)
+    module = build_step(config, dataset).to(world.device).train()
+    source = signal_source(config, dataset, world.device)
+    optimizer = build_optimizer(module, config.schedule)
+    items = PageItems(dataset, config.data.view, config.run.seed, config.views)
+    page = collate([items[SampleRef(0, 0)]]).to(world.device)
+    losses = []
+    for _ in range(steps):
+        loss = global_mean(module(page, source.signals(page)), 1, world)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses

@@ -1,0 +1,110 @@
+"""Small pages, datasets and configs that many tests share; everything is drawn here, nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+CATEGORIES = [
+    {"id": 3, "name": "Text", "supercategory": ""},
+    {"id": 5, "name": "Picture", "supercategory": ""},
+    {"id": 9, "name": "Title", "supercategory": ""},
+]
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+def draw_regions(index: int, width: int, height: int) -> tuple[Image.Image, list[tuple[int, list[float]]]]:
+    """A page with a title bar, two blocks of lines and a grey picture, at places that depend on ``index``."""
+    random = np.random.default_rng(index)
+    page = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(page)
+    regions: list[tuple[int, list[float]]] = []
+    top = 8
+    for category, tall in ((9, 10), (3, 24), (5, 30), (3, 20)):
+        left, wide = int(random.integers(4, 16)), int(random.integers(width // 2, width - 24))
+        if top + tall > height - 4:
+            break
+        shade = {9: 0, 5: 128, 3: 60}[category]
+        step = 4 if category == 3 else 1
+        for line in range(top, top + tall, step):
+            draw.line((left, line, left + wide, line), fill=(shade,) * 3)
+        regions.append((category, [left, top, wide, tall]))
+        top += tall + 6
+    return page, regions
+
+
+def write_coco(folder: Path, count: int, width: int = 96, height: int = 128, empty: int = 0) -> Path:
+    """``count`` drawn pages, of which the last ``empty`` have no annotation, as images/ and annotations.json."""
+    (folder / "images").mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in range(count):
+        page, regions = draw_regions(index, width, height)
+        name = f"page-{index:03d}.png"
+        page.save(folder / "images" / name)
+        images.append({"id": index + 100, "file_name": name, "width": width, "height": height})
+        for category, box in regions if index < count - empty else []:
+            entry = {"id": len(annotations), "image_id": index + 100, "category_id": category, "bbox": box}
+            annotations.append(entry | {"area": box[2] * box[3], "iscrowd": 0})
+    content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
+    (folder / "annotations.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten drawn pages, two of them without regions."""
+    return write_coco(tmp_path_factory.mktemp("coco") / "pages", 10, empty=2)
+
+
+@pytest.fixture(scope="session")
+def dataset_folder(coco_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those ten pages packed into shards of four."""
+    from pipeline.data.pack import pack
+
+    out = tmp_path_factory.mktemp("data") / "packed"
+    pack(coco_folder / "annotations.json", coco_folder / "images", out, samples_per_shard=4)
+    return out
+
+
+SMALL_DETECTOR: dict[str, Any] = {
+    "backbone": "resnet18",
+    "norm": "group",
+    "fpn_channels": 16,
+    "head_width": 32,
+    "anchor_sizes": [8, 16, 32, 64, 128],
+    "rpn_proposals_before_nms": 60,
+    "rpn_proposals": 30,
+    "rpn_batch": 32,
+    "roi_batch": 16,
+}
+
+
+def small_run(folder: Path, data: Path, name: str, **changes: Any) -> dict[str, Any]:
+    """The content of a config that trains in seconds; ``changes`` are merged in section by section."""
+    content: dict[str, Any] = {
+        "name": name,
+        "data": {
+            "train": str(data),
+            "val": str(data),
+            "loader_workers": 0,
+            "view": {"canvas": [128, 96], "shortest_edge": [80, 96]},
+        },
+        "detector": dict(SMALL_DETECTOR),
+        "schedule": {"steps": 4, "batch": 2, "reference_batch": 2, "optimizer": "adamw", "lr": 1e-3, "policy": "one_cycle"},
+        "engine": {"name": "local", "device": "cpu"},
+        "run": {"folder": str(folder / name), "checkpoint_every": 2, "log_every": 1, "eval_batch": 4},
+    }
+    for section, values in changes.items():
+        content[section] = {**content.get(section, {}), **values}
+    return content

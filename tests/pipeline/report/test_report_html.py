@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from graphkd.errors import DataError
+from pipeline.report.graph import GraphPicture
+from pipeline.report.html import shown_samples, write_report
+from pipeline.report.runs import load_run
+
+
+class Page(HTMLParser):
+    """Collects the ids, image sources and tags of a page, and checks that tags close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.images: list[str] = []
+        self.tags: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag, attributes):
+        named = dict(attributes)
+        self.tags.append(tag)
+        self.ids |= {named["id"]} if "id" in named else set()
+        if tag == "img":
+            assert named["alt"]
+            self.images.append(named["src"])
+        if tag not in ("meta", "img", "br"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+
+@pytest.fixture
+def graph() -> GraphPicture:
+    boxes = np.array([[10, 10, 90, 30], [10, 40, 90, 90]], dtype=np.float32)
+    both = np.ones(2, dtype=bool)
+    return GraphPicture(
+        image=Image.new("RGB", (100, 120), "white"), boxes=boxes, text=np.array([True, False]), cluster=np.arange(2),
+        merged_boxes=boxes, alive=both, merged_text=np.array([True, False]), edges=[(0, 1)], original_edges=[(0, 1)],
+    )  # fmt: skip
+
+
+@pytest.fixture
+def runs(make_run):
+    folders = [make_run("big", ap=0.7), make_run("alone", ap=0.5), make_run("distilled", ap=0.55, teacher="big")]
+    return [load_run(folder) for folder in folders]
+
+
+def test_a_whole_report(runs, dataset, graph, tmp_path: Path):
+    out = write_report(runs, tmp_path / "new" / "report.html", dataset=dataset, graph=graph, pages=3)
+    text = out.read_text(encoding="utf8")
+    page = Page(text)
+    assert {"accuracy", "classes", "training", "pages", "graph", "config", "reproduce"} <= page.ids
+    assert "Distillation gained 5.0 AP points" in text and "page-1.png" in text
+    assert len(page.images) == 3 + 3
+
+
+def test_every_picture_is_embedded_and_can_be_decoded(runs, dataset, graph, tmp_path: Path):
+    out = write_report(runs, tmp_path / "report.html", dataset=dataset, graph=graph)
+    for source in Page(out.read_text(encoding="utf8")).images:
+        assert source.startswith("data:image/png;base64,")
+        image = Image.open(io.BytesIO(base64.b64decode(source.split(",")[1])))
+        image.load()
+        assert image.width > 400 and len(image.convert("RGB").getcolors(1 << 24)) > 5
+
+
+def test_the_page_loads_nothing_and_runs_nothing(runs, dataset, tmp_path: Path):
+    text = write_report(runs, tmp_path / "report.html", dataset=dataset, graph=None).read_text(encoding="utf8")
+    assert not {"script", "link", "iframe"} & set(Page(text).tags)
+    without_pictures = re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)
+    assert not re.findall(r"//[a-z]|url\(|@import", without_pictures)
+
+
+def test_the_same_runs_give_the_same_bytes(runs, dataset, graph, tmp_path: Path):
+    first = write_report(runs, tmp_path / "a.html", dataset=dataset, graph=graph).read_bytes()
+    assert write_report(runs, tmp_path / "b.html", dataset=dataset, graph=graph).read_bytes() == first
+
+
+def test_parts_that_are_missing_are_left_out(make_run, tmp_path: Path):
+    folder = make_run("young")
+    (folder / "metrics.jsonl").unlink()
+    page = Page(text := write_report([load_run(folder)], tmp_path / "r.html", dataset=None, graph=None).read_text())
+    assert page.ids == {"how", "reproduce"} and page.images == []
+    assert "not evaluated yet" in text
+
+
+def test_metrics_alone_give_curves(make_run, tmp_path: Path):
+    page = Page(write_report([load_run(make_run("young"))], tmp_path / "r.html", dataset=None, graph=None).read_text())
+    assert {"training", "accuracy"} <= page.ids and "classes" not in page.ids
+    assert len(page.images) == 1
+
+
+def test_pages_are_shown_without_any_prediction(make_run, dataset, tmp_path: Path):
+    page = Page(write_report([load_run(make_run("a"))], tmp_path / "r.html", dataset=dataset, graph=None).read_text())
+    assert "pages" in page.ids
+
+
+def test_names_are_escaped(make_run, tmp_path: Path):
+    run = load_run(make_run("run", ap=0.5, note="<b>&"), "<script>alert(1)</script>")
+    other = load_run(make_run("other", ap=0.5))
+    text = write_report([run, other], tmp_path / "r.html", dataset=None, graph=None, title="<i>").read_text()
+    assert "script" not in Page(text).tags and "i>alert" not in text
+    assert "&lt;b&gt;&amp;" in text and "<title>&lt;i&gt;</title>" in text
+
+
+def test_pages_are_spread_evenly_and_empty_ones_passed_over(dataset):
+    assert shown_samples(dataset, 3) == [1, 2, 4]
+    assert shown_samples(dataset, 99) == [0, 1, 2, 3, 4, 5]
+    assert shown_samples(dataset, 0) == []
+
+
+def test_predictions_for_another_dataset_are_refused(make_run, dataset, tmp_path: Path):
+    run = load_run(make_run("run", ap=0.5))
+    run.predictions[101][0]["category_id"] = 99
+    with pytest.raises(DataError, match="category id 99"):
+        write_report([run], tmp_path / "report.html", dataset=dataset, graph=None)
+    assert not (tmp_path / "report.html").exists()
