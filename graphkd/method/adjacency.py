@@ -66,7 +66,8 @@ def in_sight(boxes: Tensor, valid: Tensor, margin: float) -> Tensor:
 
 def _median_height(boxes: Tensor, valid: Tensor) -> Tensor:
     heights = (boxes[..., 3] - boxes[..., 1]).masked_fill(~valid, torch.nan)
-    return torch.nan_to_num(heights.nanmedian(dim=1).values)
+    padded = torch.nn.functional.pad(heights, (0, 1), value=torch.nan)  # a page may have no node at all
+    return torch.nan_to_num(padded.nanmedian(dim=1).values)
 
 
 def _nearest(gaps: Tensor, count: int) -> Tensor:

@@ -129,7 +129,7 @@ def test_outputs_are_canonical(detector: DetectorModule) -> None:
         assert regions.logits.shape == (3, CLASSES + 1)
         assert regions.deltas.shape == (3, CLASSES, 4)
     for found, (height, width) in zip(detector.detect(features), pages()[1], strict=True):
-        assert found.classes.numel() == 0 or (0 <= int(found.classes.min()) and int(found.classes.max()) < CLASSES)
+        assert found.classes.numel() == 0 or (int(found.classes.min()) >= 0 and int(found.classes.max()) < CLASSES)
         assert (found.boxes[:, [0, 2]] <= width).all() and (found.boxes[:, [1, 3]] <= height).all()
         assert (found.scores.diff() <= 0).all()
 

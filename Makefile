@@ -1,0 +1,45 @@
+# make quickstart   a document detector distilled end to end, on this machine
+# make test         the test suite
+# make check        what CI runs: lint, types, tests, the small quickstart
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+OUT ?= runs/quickstart
+
+.PHONY: setup quickstart test test-all lint format type check clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed; give PYTHON=/path/to/python3.11" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray,dev]'
+	touch $(READY)
+
+quickstart: setup
+	$(BIN)/graphkd quickstart --out $(OUT)
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-all: setup
+	$(BIN)/python -m pytest -m ''
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: setup
+	$(BIN)/mypy
+
+check: lint type test
+	$(BIN)/graphkd quickstart --small --out $$(mktemp -d)/quickstart
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

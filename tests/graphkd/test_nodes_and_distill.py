@@ -1,0 +1,119 @@
+"""Choosing nodes, asking a live teacher, and the step that joins student and teacher."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from graphkd.detectors import DetectorConfig, DetectorModule, build_detector
+from graphkd.distill import MethodConfig, TrainingStep
+from graphkd.errors import CacheError
+from graphkd.method import StatisticsAccumulator
+from graphkd.nodes import NodePolicy, live_signals
+from graphkd.pages import PageBatch
+from graphkd.signals import TeacherSignals
+
+CANVAS, CLASSES, COUNT = (128, 96), 3, 12
+
+
+def detector(architecture: str = "faster_rcnn", channels: int = 16, **changes: object) -> DetectorModule:
+    torch.manual_seed(0)
+    settings = {
+        "architecture": architecture,
+        "backbone": "resnet18",
+        "norm": "group",
+        "fpn_channels": channels,
+        "head_width": 16,
+        "anchor_sizes": (8, 16, 32, 64, 128),
+        "rpn_proposals_before_nms": 60,
+        "rpn_proposals": 30,
+        "rpn_batch": 16,
+        "roi_batch": 8,
+    }
+    return build_detector(DetectorConfig(**{**settings, **changes}), CLASSES, CANVAS)
+
+
+@pytest.fixture
+def batch() -> PageBatch:
+    generator = torch.Generator().manual_seed(0)
+    return PageBatch(
+        images=torch.randint(0, 256, (2, 3, *CANVAS), generator=generator, dtype=torch.uint8),
+        sizes=torch.tensor([[128, 96], [120, 90]]),
+        boxes=torch.tensor([[5.0, 5, 60, 20], [5.0, 30, 80, 60], [10.0, 70, 70, 110]]),
+        classes=torch.tensor([0, 2, 1]),
+        counts=torch.tensor([3, 0]),
+        samples=torch.tensor([0, 1]),
+        seeds=torch.tensor([0, 1]),
+        view_numbers=torch.tensor([0, 0]),
+        views=torch.ones(2, 3),
+    )
+
+
+def signals_of(batch: PageBatch, architecture: str = "faster_rcnn") -> TeacherSignals:
+    teacher = detector(architecture).eval()
+    return live_signals(teacher, batch, NodePolicy(count=COUNT, min_score=0.0))
+
+
+@pytest.mark.parametrize("architecture", ["faster_rcnn", "retinanet"])
+def test_ground_truth_comes_first_and_whole(batch: PageBatch, architecture: str) -> None:
+    signals = signals_of(batch, architecture)
+    assert torch.equal(signals.boxes[0, :3], batch.boxes)
+    assert torch.equal(signals.classes[0, :3], batch.classes)
+    assert signals.valid[0, :3].all()
+    assert (signals.logits is None) == (architecture == "retinanet")
+
+
+def test_nodes_are_no_near_duplicates(batch: PageBatch) -> None:
+    from torchvision.ops import box_iou
+
+    signals = signals_of(batch)
+    boxes = signals.boxes[0][signals.valid[0]]
+    overlap = box_iou(boxes, boxes).fill_diagonal_(0)
+    assert float(overlap[3:].max()) <= 0.5
+
+
+def test_overlapping_ground_truth_is_kept(batch: PageBatch) -> None:
+    from dataclasses import replace
+
+    doubled = replace(batch, boxes=batch.boxes[:1].repeat(3, 1))
+    assert int(signals_of(doubled).valid[0, :3].sum()) == 3
+
+
+def test_unlikely_proposals_are_no_nodes(batch: PageBatch) -> None:
+    signals = live_signals(detector().eval(), batch, NodePolicy(count=COUNT, min_score=0.999))
+    assert signals.valid.sum(dim=1).tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("architecture", ["faster_rcnn", "retinanet"])
+@pytest.mark.parametrize("channels", [16, 24])
+def test_a_step_reaches_every_student_parameter(batch: PageBatch, architecture: str, channels: int) -> None:
+    signals = signals_of(batch)
+    accumulator = StatisticsAccumulator(text_classes=torch.tensor([True, True, False]))
+    accumulator.add(signals, signals.valid)
+    student = detector(architecture, channels)
+    step = TrainingStep(student, MethodConfig(name="graphkd"), accumulator.finish())
+    terms = step(batch, signals)
+    assert {"kd_node", "kd_edge"} <= set(terms)
+    assert ("kd_logits" in terms) == (architecture == "faster_rcnn")
+    assert all(values.shape == (2,) for values in terms.values())
+    torch.stack(list(terms.values())).sum().backward()
+    assert all(parameter.grad is not None for parameter in step.parameters() if parameter.requires_grad)
+
+
+def test_the_student_alone_needs_no_teacher(batch: PageBatch) -> None:
+    terms = TrainingStep(detector(), MethodConfig())(batch, None)
+    assert not [name for name in terms if name.startswith("kd_")]
+
+
+def test_another_pooled_side_is_refused_by_name(batch: PageBatch) -> None:
+    signals = signals_of(batch)
+    accumulator = StatisticsAccumulator(text_classes=torch.tensor([True, True, False]))
+    accumulator.add(signals, signals.valid)
+    step = TrainingStep(detector(pooled_side=5), MethodConfig(name="graphkd"), accumulator.finish())
+    with pytest.raises(CacheError, match="teacher pools 7 x 7 and the student 5 x 5"):
+        step(batch, signals)
+
+
+def test_statistics_need_two_nodes() -> None:
+    with pytest.raises(ValueError, match="at least 2 nodes, got 0"):
+        StatisticsAccumulator(text_classes=torch.tensor([True])).finish()

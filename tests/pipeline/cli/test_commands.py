@@ -1,0 +1,72 @@
+"""The command line as a user types it: exit codes, one-line errors, JSON last."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.common import small_run
+
+
+def graphkd(*arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from pipeline.cli.main import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=os.environ | {"COLUMNS": "200"})
+
+
+def test_from_pages_to_figures(coco_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    packed = graphkd(
+        "data",
+        "pack",
+        "--annotations",
+        coco_folder / "annotations.json",
+        "--images",
+        coco_folder / "images",
+        "--out",
+        data,
+        "--json",
+    )
+    assert json.loads(packed.stdout.splitlines()[-1])["pages"] == 10, packed.stderr
+    config = tmp_path / "teacher.yaml"
+    config.write_text(yaml.safe_dump(small_run(tmp_path, data, "teacher")))
+    trained = graphkd("train", config, "schedule.steps=2", "--json")
+    assert json.loads(trained.stdout.splitlines()[-1])["step"] == 2, trained.stderr
+    evaluated = graphkd("eval", config, "schedule.steps=2", "--json")
+    assert json.loads(evaluated.stdout.splitlines()[-1])["pages"] == 10, evaluated.stderr
+    report = graphkd("report", tmp_path / "teacher", "--out", tmp_path / "report.html", "--pages", "1")
+    assert report.returncode == 0, report.stderr
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data", "info", "nowhere"], "is no dataset"),
+        (["train", "nowhere.yaml"], "does not exist"),
+        (["cache", "info", "nowhere"], "no finished cache"),
+        (["report", "nowhere"], "nowhere"),
+        (["eval", "--predictions", "a.json", "--annotations", "b.json"], "does not exist"),
+    ],
+)
+def test_errors_are_one_line_and_a_non_zero_exit(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = graphkd(*arguments, folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_usage_exits_with_two() -> None:
+    assert graphkd("eval").returncode == 2
+    assert graphkd("eval", "--predictions", "a.json").returncode == 2
+
+
+def test_version_and_help() -> None:
+    assert graphkd("--version").stdout.startswith("graphkd ")
+    assert "quickstart" in graphkd("--help").stdout

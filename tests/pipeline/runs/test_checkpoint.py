@@ -1,0 +1,132 @@
+"""Checkpoints: whole or absent, checked before use, nothing unpickled."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from graphkd.errors import CheckpointError, OutputError
+from pipeline.runs.checkpoint import (
+    load_weights,
+    newest_checkpoint,
+    open_checkpoint,
+    restore_module,
+    restore_optimizer,
+    save_checkpoint,
+)
+
+
+def trained(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    module = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(module.parameters())
+    module(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return module, optimizer
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    module, optimizer = trained()
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path / "checkpoints", step, module, optimizer, {"data": {"seed": 5}}, keep=2)
+    return tmp_path / "checkpoints"
+
+
+def test_weights_and_optimizer_come_back_exactly(root: Path) -> None:
+    module, optimizer = trained()
+    other, other_optimizer = trained(seed=1)
+    checkpoint = newest_checkpoint(root)
+    assert checkpoint is not None and checkpoint.step == 3
+    restore_module(other, load_weights(checkpoint.folder / "model.safetensors"), checkpoint.folder)
+    restore_optimizer(other_optimizer, checkpoint)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+    first, second = optimizer.state_dict()["state"], other_optimizer.state_dict()["state"]
+    assert all(torch.equal(first[i]["exp_avg"], second[i]["exp_avg"]) for i in first)
+
+
+def test_only_the_newest_are_kept_and_no_temporary_file(root: Path) -> None:
+    assert sorted(path.name for path in root.iterdir()) == ["step-00000002", "step-00000003"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["truncate", "remove", "flip"])
+def test_a_damaged_checkpoint_is_passed_over(root: Path, name: str, damage: str) -> None:
+    path = root / "step-00000003" / name
+    content = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    elif damage == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    found = newest_checkpoint(root)
+    assert found is not None and found.step == 2
+    with pytest.raises(CheckpointError):
+        open_checkpoint(path.parent)
+
+
+def test_empty_and_foreign_folders_are_no_checkpoints(root: Path) -> None:
+    (root / "step-00000009").mkdir()
+    (root / "notes").mkdir()
+    found = newest_checkpoint(root)
+    assert found is not None and found.step == 3
+    assert newest_checkpoint(root / "absent") is None
+
+
+def test_another_architecture_is_named(root: Path) -> None:
+    checkpoint = newest_checkpoint(root)
+    assert checkpoint is not None
+    tensors = load_weights(checkpoint.folder / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"another architecture: 2 tensors differ \(weight is \(2, 3\), not \(4, 3\)"
+    ):
+        restore_module(nn.Linear(3, 4), tensors, checkpoint.folder)
+
+
+def test_another_data_state_is_refused_by_name(root: Path) -> None:
+    checkpoint = newest_checkpoint(root)
+    assert checkpoint is not None
+    checkpoint.require("data", {"seed": 5})
+    with pytest.raises(CheckpointError, match="seed 5, not 6"):
+        checkpoint.require("data", {"seed": 6})
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (Path("owned"),))
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_nothing_is_unpickled_from_weights(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(CheckpointError, match="no file of plain tensors"):
+        load_weights(tmp_path / name)
+    torch.save({"model": Malicious()}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match="no file of plain tensors"):
+        load_weights(tmp_path / "weights.pth")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_weights_that_are_no_mapping_are_named(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match="no mapping of names to tensors"):
+        load_weights(tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match="do not exist"):
+        load_weights(tmp_path / "absent.pth")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipeline.files.sync_file", full)
+    module, optimizer = trained()
+    with pytest.raises(OutputError, match="no space left"):
+        save_checkpoint(tmp_path / "checkpoints", 1, module, optimizer, {}, keep=1)
+    assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -1,0 +1,242 @@
+"""Training end to end on small pages: teacher, cache, distilled student; going on; both engines."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from graphkd.errors import CacheError, CheckpointError, ConfigError, OutputError, TrainingError
+from pipeline.config import RunConfig, ScheduleConfig, resolve
+from pipeline.runs.checkpoint import load_weights, newest_checkpoint
+from pipeline.runs.metrics import read_metrics
+from pipeline.runs.world import World
+from pipeline.teacher.cache_build import build_cache
+from pipeline.train.loop import global_mean
+from pipeline.train.optim import learning_rate
+from pipeline.train.run import evaluate_run, train_run
+from pipeline.train.smoke import smoke
+
+CPU = torch.device("cpu")
+
+
+def small(folder: Path, data: Path, name: str, **changes: Any) -> RunConfig:
+    from tests.common import small_run
+
+    return resolve(small_run(folder, data, name, **changes), name)
+
+
+def student(folder: Path, data: Path, name: str, **changes: Any) -> RunConfig:
+    teacher = {"run": str(folder / "teacher"), "statistics_pages": 4, "nodes": {"count": 8, "min_score": 0.0}}
+    merged = {"method": {"name": "graphkd"}, **changes, "teacher": {**teacher, **changes.get("teacher", {})}}
+    return small(folder, data, name, **merged)
+
+
+@pytest.fixture(scope="module")
+def trained(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds a trained teacher and its cache."""
+    folder = tmp_path_factory.mktemp("trained")
+    train_run(small(folder, dataset_folder, "teacher"))
+    build_cache(student(folder, dataset_folder, "any"), CPU)
+    return folder
+
+
+def losses(config: RunConfig) -> list[float]:
+    return [line["loss"] for line in read_metrics(config.folder)]
+
+
+def weights(config: RunConfig) -> dict[str, torch.Tensor]:
+    checkpoint = newest_checkpoint(config.folder / "checkpoints")
+    assert checkpoint is not None
+    return load_weights(checkpoint.folder / "model.safetensors")
+
+
+def test_a_run_leaves_config_metrics_checkpoint_and_figures(trained: Path, dataset_folder: Path) -> None:
+    config = small(trained, dataset_folder, "teacher")
+    figures = evaluate_run(config)
+    assert 0 <= figures["ap"] <= 1
+    assert figures["step"] == 4
+    assert json.loads((config.folder / "eval.json").read_text())["pages"] == 10
+    assert (config.folder / "config.yaml").exists()
+    assert [line["step"] for line in read_metrics(config.folder)] == [1, 2, 3, 4]
+    assert all(0 <= line["data_wait"] <= 1 for line in read_metrics(config.folder))
+
+
+def test_a_finished_run_is_not_trained_again(trained: Path, dataset_folder: Path) -> None:
+    config = small(trained, dataset_folder, "teacher")
+    before = (config.folder / "metrics.jsonl").read_bytes()
+    train_run(config)
+    assert (config.folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_distilled_student_learns_from_the_cache(trained: Path, dataset_folder: Path) -> None:
+    config = student(trained, dataset_folder, "distilled")
+    train_run(config)
+    terms = read_metrics(config.folder)[-1]["terms"]
+    assert {"kd_node", "kd_edge", "kd_logits", "kd_boxes", "loss_class"} <= set(terms)
+    assert all(math.isfinite(value) for value in terms.values())
+
+
+def test_going_on_gives_the_weights_of_the_run_that_was_not_stopped(trained: Path, dataset_folder: Path) -> None:
+    whole = student(trained, dataset_folder, "whole")
+    train_run(whole)
+    parted = student(trained, dataset_folder, "parted")
+    train_run(parted)
+    for path in sorted((parted.folder / "checkpoints").iterdir())[1:]:
+        path.rename(parted.folder / f"lost-{path.name}")
+    train_run(parted)
+    first, second = weights(whole), weights(parted)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert losses(whole) == losses(parted)
+
+
+def test_live_and_cached_teachers_give_the_same_losses(trained: Path, dataset_folder: Path) -> None:
+    view = {"view": {"canvas": [128, 96], "shortest_edge": [96, 96]}}
+    folder = trained / "same-view"
+    train_run(small(folder, dataset_folder, "teacher", data=view))
+    cached = student(folder, dataset_folder, "cached", data=view, teacher={"cache_dtype": "fp32"})
+    build_cache(cached, CPU)
+    live = student(folder, dataset_folder, "live", data=view, teacher={"signals": "live"})
+    train_run(cached)
+    train_run(live)
+    assert losses(cached) == pytest.approx(losses(live), rel=1e-4)
+
+
+def test_views_of_a_cache_are_replayed(trained: Path, dataset_folder: Path) -> None:
+    from pipeline.data.dataset import PackedDataset
+    from pipeline.data.loader import PageItems, collate
+    from pipeline.data.order import SampleRef
+    from pipeline.train.session import signal_source
+
+    settings = {"views": 2, "cache": str(trained / "two-views"), "cache_dtype": "fp32"}
+    live = {"views": 2, "cache": str(trained / "two-views"), "signals": "live"}
+    config = student(trained, dataset_folder, "views", teacher=settings)
+    assert [shard.rows for shard in build_cache(config, CPU).shards] == [8, 8, 4]
+    dataset = PackedDataset(dataset_folder)
+    cached = signal_source(config, dataset, CPU)
+    teacher = signal_source(student(trained, dataset_folder, "views-live", teacher=live), dataset, CPU)
+    items = PageItems(dataset, config.data.view, config.run.seed, config.views)
+    batch = collate([items[SampleRef(epoch, sample)] for epoch, sample in ((0, 3), (1, 3), (3, 5))])
+    first, second = cached.signals(batch), teacher.signals(batch)
+    assert first is not None and second is not None
+    assert torch.equal(first.boxes, second.boxes)
+    torch.testing.assert_close(first.pooled[first.valid], second.pooled[second.valid], rtol=1e-4, atol=1e-5)
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "node policy": {"teacher": {"nodes": {"count": 9}}},
+    "dtype": {"teacher": {"cache_dtype": "fp32"}},
+    "views": {"teacher": {"views": 3}},
+    "canvas and page size": {"data": {"view": {"canvas": [128, 96], "shortest_edge": [80, 90]}}},
+}
+
+
+@pytest.mark.cache
+@pytest.mark.parametrize("field", CHANGES)
+def test_a_cache_made_for_something_else_is_refused_by_name(field: str, trained: Path, dataset_folder: Path) -> None:
+    with pytest.raises(CacheError, match=f"made for something else: .*{field}"):
+        train_run(student(trained, dataset_folder, "other", **CHANGES[field]))
+    assert not (trained / "other").exists()
+
+
+@pytest.mark.cache
+def test_a_cache_of_another_teacher_is_refused_by_name(trained: Path, dataset_folder: Path) -> None:
+    train_run(small(trained, dataset_folder, "teacher-2", run={"seed": 9}))
+    changes = {"teacher": {"run": str(trained / "teacher-2"), "cache": str(trained / "teacher" / "cache")}}
+    with pytest.raises(CacheError, match="teacher weights"):
+        train_run(student(trained, dataset_folder, "other", **changes))
+
+
+@pytest.mark.cache
+def test_a_truncated_cache_file_and_an_unfinished_cache_are_named(trained: Path, dataset_folder: Path) -> None:
+    folder = trained / "damaged"
+    config = student(trained, dataset_folder, "damaged-student", teacher={"cache": str(folder)})
+    with pytest.raises(CacheError, match="no finished cache"):
+        train_run(config)
+    build_cache(config, CPU)
+    path = folder / "shard-000000.arrow"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(CacheError, match=r"shard-000000\.arrow has \d+ bytes, but cache.json says"):
+        train_run(config)
+
+
+@pytest.mark.cache
+def test_a_build_goes_on_with_what_is_complete(trained: Path, dataset_folder: Path) -> None:
+    config = student(trained, dataset_folder, "again", teacher={"cache": str(trained / "again-cache")})
+    first = build_cache(config, CPU)
+    (trained / "again-cache" / "cache.json").unlink()
+    (trained / "again-cache" / "shard-000001.arrow").unlink()
+    kept = (trained / "again-cache" / "shard-000000.arrow").stat().st_mtime_ns
+    assert build_cache(config, CPU) == first
+    assert (trained / "again-cache" / "shard-000000.arrow").stat().st_mtime_ns == kept
+
+
+def test_a_changed_config_is_refused_with_the_difference(trained: Path, dataset_folder: Path) -> None:
+    with pytest.raises(OutputError, match=r"schedule\.lr was 0\.001, is 0\.5"):
+        train_run(small(trained, dataset_folder, "teacher", schedule={"lr": 0.5}))
+
+
+def test_what_is_missing_is_named_before_anything_is_written(
+    trained: Path, dataset_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="is no run"):
+        train_run(student(tmp_path, dataset_folder, "orphan"))
+    with pytest.raises(ConfigError, match="has 3 classes"):
+        train_run(small(tmp_path, dataset_folder, "classes", data={"num_classes": 5}))
+    with pytest.raises(ConfigError, match=r"the same data\.view\.canvas"):
+        canvas = {"view": {"canvas": [160, 96], "shortest_edge": [80, 96]}}
+        train_run(student(tmp_path, dataset_folder, "canvas", data=canvas, teacher={"run": str(trained / "teacher")}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(trained: Path, dataset_folder: Path) -> None:
+    config = small(trained, dataset_folder, "explodes", schedule={"optimizer": "sgd", "lr": 1e12, "steps": 6})
+    with pytest.raises(TrainingError, match=r"step \d: gradients are not finite \(samples \["):
+        train_run(config)
+
+
+def test_a_smoke_run_learns_its_page_and_writes_nothing(trained: Path, dataset_folder: Path) -> None:
+    config = student(trained, dataset_folder, "smoke")
+    history = smoke(config)
+    assert len(history) == 10
+    assert history[-1] < history[0]
+    assert not config.folder.exists()
+
+
+@pytest.mark.ray
+def test_two_ray_workers_give_the_losses_of_one_process(trained: Path, dataset_folder: Path) -> None:
+    one = student(trained, dataset_folder, "one-process")
+    two = student(trained, dataset_folder, "two-workers", engine={"name": "ray", "workers": 2, "threads": 1})
+    train_run(one)
+    train_run(two)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-3)
+    assert len(losses(two)) == 4
+
+
+def test_the_global_mean_weighs_ranks_by_their_pages() -> None:
+    terms = {"a": torch.tensor([1.0, 2.0, 6.0])}
+    whole = float(global_mean(terms, 3, World()))
+    parts = [{"a": terms["a"][:2]}, {"a": terms["a"][2:]}]
+    averaged = sum(float(global_mean(part, 3, World(rank=rank, size=2))) for rank, part in enumerate(parts)) / 2
+    assert averaged == pytest.approx(whole) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [("constant", [0.5, 1.0, 1.0, 1.0]), ("multistep", [0.5, 1.0, 0.1, 0.1]), ("cosine", [0.5, 0.8536, 0.5, 0.1464])],
+)
+def test_learning_rates_by_hand(policy: str, expected: list[float]) -> None:
+    schedule = ScheduleConfig(steps=4, lr=1.0, policy=policy, milestones=(2,), warmup_steps=2)
+    assert [learning_rate(schedule, step) for step in range(4)] == pytest.approx(expected, abs=1e-4)
+
+
+def test_one_cycle_rises_to_its_peak_and_falls_to_nothing() -> None:
+    schedule = ScheduleConfig(steps=100, lr=1.0, policy="one_cycle")
+    rates = [learning_rate(schedule, step) for step in range(100)]
+    assert rates[0] == pytest.approx(1 / 25)
+    assert max(rates) == pytest.approx(1.0) and rates.index(max(rates)) == 25
+    assert rates[-1] == pytest.approx(1e-4)
