@@ -18,13 +18,13 @@ SMALL_DETECTOR: dict[str, Any] = {
 }
 
 
-def small_run(folder: Path, data: Path, name: str, **changes: Any) -> dict[str, Any]:
+def small_run(folder: Path, packed: Path, name: str, **changes: Any) -> dict[str, Any]:
     """The content of a config that trains in seconds; ``changes`` are merged in section by section."""
     content: dict[str, Any] = {
         "name": name,
         "data": {
-            "train": str(data),
-            "val": str(data),
+            "train": str(packed),
+            "val": str(packed),
             "loader_workers": 0,
             "view": {"canvas": [128, 96], "shortest_edge": [80, 96]},
         },

@@ -49,15 +49,20 @@ def text_score(
         if discriminant is None:
             raise ValueError("categorizer moments needs a fitted discriminant [2C]; rebuild the teacher's statistics")
         return moments(pooled) @ discriminant
-    features = pooled.float().flatten(-2)
-    return -features.var(dim=-1, correction=0).sum(dim=-1) / features.mean(dim=-1).square().sum(dim=-1).clamp(min=1e-6)
+    mean, variance = _mean_and_variance(pooled)
+    return -variance.sum(dim=-1) / mean.square().sum(dim=-1).clamp(min=1e-6)
 
 
 def moments(pooled: Tensor) -> Tensor:
     """Mean and log variance of each channel over the positions: [..., C, P, P] -> float32 [..., 2C]."""
+    mean, variance = _mean_and_variance(pooled)
+    return torch.cat([mean, (variance + 1e-6).log()], dim=-1)
+
+
+def _mean_and_variance(pooled: Tensor) -> tuple[Tensor, Tensor]:
     features = pooled.float().flatten(-2)
-    variance = features.var(dim=-1, correction=0)
-    return torch.cat([features.mean(dim=-1), (variance + 1e-6).log()], dim=-1)
+    mean = features.mean(dim=-1)
+    return mean, (features - mean[..., None]).square().mean(dim=-1)
 
 
 def _class_margin(logits: Tensor, text_classes: Tensor) -> Tensor:

@@ -36,6 +36,12 @@ class Annotation(BaseModel):
     category_id: int
     bbox: tuple[float, float, float, float]
     iscrowd: int = 0
+    area: float | None = None
+
+    @property
+    def extent(self) -> float:
+        """The stated area, which may be that of a mask, or else that of the box; px squared."""
+        return self.bbox[2] * self.bbox[3] if self.area is None else self.area
 
 
 class Category(BaseModel):

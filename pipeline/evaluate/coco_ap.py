@@ -42,7 +42,7 @@ def score_files(predictions: Path, annotations: Path) -> dict[str, Any]:
     ground_truth = {
         "images": [image.model_dump() for image in coco.images],
         "annotations": [
-            annotation.model_dump() | {"area": annotation.bbox[2] * annotation.bbox[3]}
+            annotation.model_dump() | {"bbox": list(annotation.bbox), "area": annotation.extent}
             for annotation in coco.annotations
         ],
         "categories": [category.model_dump() for category in coco.categories],

@@ -20,20 +20,19 @@ from pipeline.train.loop import global_mean
 from pipeline.train.optim import learning_rate
 from pipeline.train.run import evaluate_run, train_run
 from pipeline.train.smoke import smoke
+from tests.common import small_run
 
 CPU = torch.device("cpu")
 
 
-def small(folder: Path, data: Path, name: str, **changes: Any) -> RunConfig:
-    from tests.common import small_run
-
-    return resolve(small_run(folder, data, name, **changes), name)
+def small(folder: Path, packed: Path, name: str, **changes: Any) -> RunConfig:
+    return resolve(small_run(folder, packed, name, **changes), name)
 
 
-def student(folder: Path, data: Path, name: str, **changes: Any) -> RunConfig:
+def student(folder: Path, packed: Path, name: str, **changes: Any) -> RunConfig:
     teacher = {"run": str(folder / "teacher"), "statistics_pages": 4, "nodes": {"count": 8, "min_score": 0.0}}
     merged = {"method": {"name": "graphkd"}, **changes, "teacher": {**teacher, **changes.get("teacher", {})}}
-    return small(folder, data, name, **merged)
+    return small(folder, packed, name, **merged)
 
 
 @pytest.fixture(scope="module")
