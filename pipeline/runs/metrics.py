@@ -82,11 +82,13 @@ class Metrics:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Lines of a run's metrics by step; a step redone after a restart counts once, a cut-off last line not at all."""
     path = folder / METRICS_FILE
-    by_step: dict[int, dict[str, Any]] = {}
+    lines: list[dict[str, Any]] = []
     for text in path.read_text(encoding="utf8").splitlines() if path.exists() else []:
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
             continue
-        by_step = {step: kept for step, kept in by_step.items() if step < line["step"]} | {line["step"]: line}
-    return list(by_step.values())
+        while lines and lines[-1]["step"] >= line["step"]:
+            lines.pop()
+        lines.append(line)
+    return lines

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.runs.metrics import read_metrics
+from pipeline.runs.metrics import METRICS_FILE, read_metrics
 
 POLL_S = 0.5
 
@@ -30,12 +30,12 @@ def followed(folder: Path, callback: Callable[[dict[str, Any]], None] | None) ->
 
 
 def _follow(folder: Path, callback: Callable[[dict[str, Any]], None], stop: threading.Event) -> None:
-    seen = -1
+    path, seen = folder / METRICS_FILE, -1
     while True:
         ended = stop.wait(POLL_S)
-        lines = read_metrics(folder)
-        if lines and lines[-1]["step"] != seen:
-            seen = lines[-1]["step"]
+        size = path.stat().st_size if path.exists() else 0
+        if size != seen and (lines := read_metrics(folder)):
             callback(lines[-1])
+        seen = size
         if ended:
             return
