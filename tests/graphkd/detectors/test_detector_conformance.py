@@ -105,8 +105,6 @@ def test_what_lies_beyond_the_page_does_not_count(detector: DetectorModule) -> N
 
 
 def test_sampling_is_keyed_by_the_page(detector: DetectorModule) -> None:
-    if detector.spec.activation == "sigmoid":
-        pytest.skip("RetinaNet uses every anchor; nothing is sampled")
     features = detector.features(*pages())
     torch.manual_seed(1)
     _, first = detector.propose_and_losses(features, targets())
@@ -115,7 +113,8 @@ def test_sampling_is_keyed_by_the_page(detector: DetectorModule) -> None:
     changed = Targets(boxes=targets().boxes, classes=targets().classes, seeds=[21, 22, 23])
     _, third = detector.propose_and_losses(features, changed)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not all(torch.equal(first[name], third[name]) for name in first)
+    # RetinaNet uses every anchor, so there the seed changes nothing.
+    assert all(torch.equal(first[name], third[name]) for name in first) == (detector.spec.activation == "sigmoid")
 
 
 def test_outputs_are_canonical(detector: DetectorModule) -> None:
