@@ -5,18 +5,31 @@ The step speaks to the student only through the detector interface and to the te
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from graphkd.detectors import DetectorModule
 from graphkd.errors import CacheError
-from graphkd.method import GraphConfig, LossWeights, TeacherStatistics, build_graph, graphkd_loss
+from graphkd.method import (
+    DsigWeights,
+    GraphConfig,
+    LossWeights,
+    PkdWeights,
+    TeacherStatistics,
+    build_graph,
+    dsig_loss,
+    graphkd_loss,
+    pkd_loss,
+)
+from graphkd.method.comparators import map_loss
+from graphkd.nodes import TeacherPass
 from graphkd.pages import Features, PageBatch, RegionPredictions
 from graphkd.signals import TeacherSignals
 
-Method = Literal["none", "graphkd"]
+Method = Literal["none", "dsig", "pkd", "graphkd"]
 
 
 class MethodConfig(BaseModel):
@@ -25,15 +38,46 @@ class MethodConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Method = "none"
-    """none trains the detector alone; graphkd distils."""
+    """none trains the detector alone; dsig, pkd and graphkd distil."""
+    nodes: Literal["fixed", "student"] = "fixed"
+    """fixed: boxes chosen with the teacher, so that a cache works; student: among the student's proposals of the
+    step, as Dsig was published, which needs a live teacher."""
+    inherit: bool = False
+    """Whether the student starts from the teacher's heads and pyramid outputs where it has the same widths."""
     graph: GraphConfig = GraphConfig()
-    """How the graph is built."""
+    """How graphkd's graph is built."""
     weights: LossWeights = LossWeights()
-    """Loss weights."""
+    """Loss weights of graphkd."""
+    dsig: DsigWeights = DsigWeights()
+    """Loss weights of dsig."""
+    pkd: PkdWeights = PkdWeights()
+    """Loss weight of pkd."""
+
+    @model_validator(mode="after")
+    def _check(self) -> MethodConfig:
+        if self.name == "pkd" and self.nodes == "student":
+            raise ValueError("method.name pkd compares whole maps and has no nodes; leave method.nodes out")
+        return self
+
+    @property
+    def uses_maps(self) -> bool:
+        """Whether the teacher's whole pyramid is wanted; only a live teacher has it."""
+        return self.name == "pkd" or (self.name == "dsig" and self.dsig.maps > 0)
+
+    @property
+    def needs_live_teacher(self) -> bool:
+        """Whether no cache can serve: nodes of the student's choice, or a loss that is only on maps."""
+        return self.name == "pkd" or (self.name != "none" and self.nodes == "student")
 
 
 class TrainingStep(nn.Module):
-    """A detector and what it learns from; ``forward`` gives every loss term, each float32 [B], one value a page."""
+    """A detector and what it learns from; ``forward`` gives every loss term, each float32 [B], one value a page.
+
+    Args:
+        detector: the student.
+        method: what it learns from besides ground truth.
+        statistics: the teacher's, on the device of training; needed by every method but none.
+    """
 
     def __init__(
         self,
@@ -50,41 +94,95 @@ class TrainingStep(nn.Module):
             # Learns with the student and is dropped with the teacher: the exported student never needs it.
             self.adapter = nn.Conv2d(detector.spec.channels, len(statistics.mean), kernel_size=1)
 
-    def forward(self, batch: PageBatch, signals: TeacherSignals | None) -> dict[str, Tensor]:
-        """Run the student once; ``signals`` is needed by every method but ``none``."""
+    def forward(self, batch: PageBatch, said: TeacherSignals | TeacherPass | None) -> dict[str, Tensor]:
+        """Run the student once; ``said`` is what the teacher says of the batch, needed by every method but none."""
         features = self.detector.features(batch.images, batch.image_sizes())
-        _, losses = self.detector.propose_and_losses(features, batch.targets())
-        if self.method.name != "none":
-            assert signals is not None and self.statistics is not None
-            losses |= self._distillation(features, signals, self.statistics)
-        return losses
+        targets = batch.targets()
+        proposals, losses = self.detector.propose_and_losses(features, targets)
+        if self.method.name == "none":
+            return losses
+        if isinstance(said, TeacherPass):
+            said = said.signals(proposals, targets)
+        assert said is not None and self.statistics is not None
+        self._check(said)
+        terms: dict[str, Callable[..., dict[str, Tensor]]] = {
+            "dsig": self._dsig,
+            "pkd": self._pkd,
+            "graphkd": self._graphkd,
+        }
+        return losses | terms[self.method.name](batch, features, said, self.statistics)
 
-    def _distillation(
-        self, features: Features, signals: TeacherSignals, statistics: TeacherStatistics
+    def _graphkd(
+        self, _: PageBatch, features: Features, said: TeacherSignals, statistics: TeacherStatistics
     ) -> dict[str, Tensor]:
-        self._check(signals)
-        statistics = statistics.to(signals.boxes.device)
-        pooled = self.detector.pool(features, signals.box_list())
-        shape = signals.valid.shape
+        nodes, regions = self._nodes(features, said)
+        graph = build_graph(said, statistics, self.method.graph)
+        return graphkd_loss(nodes, regions, said, graph, statistics, self.method.weights)
+
+    def _dsig(
+        self, batch: PageBatch, features: Features, said: TeacherSignals, statistics: TeacherStatistics
+    ) -> dict[str, Tensor]:
+        nodes, regions = self._nodes(features, said)
+        weights = self.method.dsig
+        terms = dsig_loss(nodes, regions, said, batch.overlapping(said.boxes), statistics.energy, weights)
+        if weights.maps and said.maps is not None:
+            terms["kd_maps"] = weights.maps * map_loss(self._maps(features), said.maps, statistics.energy)
+        return terms
+
+    def _pkd(self, _: PageBatch, features: Features, said: TeacherSignals, __: TeacherStatistics) -> dict[str, Tensor]:
+        assert said.maps is not None, "pkd runs with a live teacher"
+        return pkd_loss(self._maps(features), said.maps, self.method.pkd)
+
+    def _maps(self, features: Features) -> dict[str, Tensor]:
+        return {name: self.adapter(maps) for name, maps in features.maps.items()}
+
+    def _nodes(self, features: Features, said: TeacherSignals) -> tuple[Tensor, RegionPredictions | None]:
+        """The student's features [B, N, C, P, P], in the teacher's channels, and predictions at the teacher's boxes."""
+        pooled = self.detector.pool(features, said.box_list())
+        shape = said.valid.shape
         regions = self.detector.classify(pooled)
         if regions is not None:
             regions = RegionPredictions(
                 logits=regions.logits.unflatten(0, shape), deltas=regions.deltas.unflatten(0, shape)
             )
-        graph = build_graph(signals, statistics, self.method.graph)
-        nodes = self.adapter(pooled).unflatten(0, shape)
-        return graphkd_loss(nodes, regions, signals, graph, statistics, self.method.weights)
+        return self.adapter(pooled).unflatten(0, shape), regions
 
-    def _check(self, signals: TeacherSignals) -> None:
-        spec = self.detector.spec
-        side = signals.pooled.shape[-1]
+    def _check(self, said: TeacherSignals) -> None:
+        spec, statistics = self.detector.spec, self.statistics
+        channels, side = said.pooled.shape[2], said.pooled.shape[-1]
+        if statistics is not None and channels != len(statistics.mean):
+            raise CacheError(
+                f"the teacher's nodes have {channels} channels and its statistics {len(statistics.mean)}, to which the "
+                "student was adapted; build statistics and cache from one teacher"
+            )
         if side != spec.pooled_side:
             raise CacheError(
                 f"the teacher pools {side} x {side} and the student {spec.pooled_side} x {spec.pooled_side}; "
                 "give both the same detector.pooled_side"
             )
-        if signals.logits is not None and signals.logits.shape[-1] != spec.num_classes + 1:
+        if said.logits is not None and said.logits.shape[-1] != spec.num_classes + 1:
             raise CacheError(
-                f"the teacher knows {signals.logits.shape[-1] - 1} classes and the student {spec.num_classes}; "
+                f"the teacher knows {said.logits.shape[-1] - 1} classes and the student {spec.num_classes}; "
                 "distil on the dataset that the teacher was trained for"
             )
+
+
+def inherit(student: DetectorModule, teacher: DetectorModule) -> list[str]:
+    """Start the student's heads and pyramid outputs from the teacher's; gives the names of what was taken over.
+
+    Imitated features can be read by the head that they were made for, so that a student need not learn its own from
+    nothing (Kang et al., "Instance-Conditional Knowledge Distillation", NeurIPS 2021, call it inheriting).
+
+    Raises:
+        CacheError: where a part has another shape in the two, naming both.
+    """
+    theirs, ours = teacher.inheritable(), student.inheritable()
+    for name, values in theirs.items():
+        if name not in ours or ours[name].shape != values.shape:
+            own = tuple(ours[name].shape) if name in ours else "none"
+            raise CacheError(
+                f"{name} is {tuple(values.shape)} in the teacher and {own} in the student; give both the same "
+                "architecture, fpn_channels and head_width, or set method.inherit=false"
+            )
+    student.load_state_dict(theirs, strict=False)
+    return list(theirs)

@@ -1,9 +1,13 @@
 """Choosing the nodes of a page and asking a live teacher about them.
 
+Nodes are fixed, of the teacher's own proposals, or taken from the student's proposals of the step, as Dsig does.
+
 Legend: ``B`` pages, ``N`` nodes a page (padded), ``K`` classes.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,7 +15,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from graphkd.detectors.protocol import Detector
-from graphkd.pages import Features, PageBatch, RegionPredictions, Targets
+from graphkd.pages import Features, PageBatch, Proposals, RegionPredictions, Targets
 from graphkd.signals import TeacherSignals
 
 
@@ -34,34 +38,59 @@ class NodePolicy(BaseModel):
     """Proposals scored per node, so that the region head does not run on all of them."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherPass:
+    """A live teacher's pass over a batch, which can still be asked about nodes that only the student will choose."""
+
+    teacher: Detector
+    features: Features
+    policy: NodePolicy
+    maps: bool = False
+    """Whether signals carry the whole pyramid."""
+
+    @torch.no_grad()
+    def signals(self, proposals: Proposals, targets: Targets) -> TeacherSignals:
+        """The teacher's signals at the nodes that its policy chooses among ``proposals`` and the ground truth."""
+        boxes, classes, scores = choose_nodes(self.teacher, self.features, proposals, targets, self.policy)
+        count = self.policy.count
+        padded = _pad(boxes, count)
+        pooled = self.teacher.pool(self.features, list(padded.unbind(0)))
+        regions = self.teacher.classify(pooled)
+        shape = padded.shape[:2]
+        counts = torch.tensor([len(page) for page in boxes])
+        return TeacherSignals(
+            boxes=padded,
+            valid=(torch.arange(count) < counts[:, None]).to(padded.device),
+            scores=_pad(scores, count),
+            classes=_predicted(_pad(classes, count), regions),
+            logits=None if regions is None else regions.logits.unflatten(0, shape),
+            deltas=None if regions is None else regions.deltas.unflatten(0, shape),
+            pooled=pooled.unflatten(0, shape),
+            maps=dict(self.features.maps) if self.maps else None,
+        )
+
+
 @torch.no_grad()
-def live_signals(teacher: Detector, batch: PageBatch, policy: NodePolicy) -> TeacherSignals:
-    """Run the teacher on a batch and collect its signals at the nodes that ``policy`` chooses."""
+def teacher_pass(teacher: Detector, batch: PageBatch, policy: NodePolicy, *, maps: bool = False) -> TeacherPass:
+    """Run the teacher's backbone on a batch."""
     features = teacher.features(batch.images, batch.image_sizes())
-    boxes, classes, scores = choose_nodes(teacher, features, batch.targets(), policy)
-    padded = _pad(boxes, policy.count)
-    pooled = teacher.pool(features, list(padded.unbind(0)))
-    regions = teacher.classify(pooled)
-    shape = padded.shape[:2]
-    valid = torch.zeros(shape, dtype=torch.bool, device=padded.device)
-    for page, page_boxes in enumerate(boxes):
-        valid[page, : len(page_boxes)] = True
-    return TeacherSignals(
-        boxes=padded,
-        valid=valid,
-        scores=_pad(scores, policy.count),
-        classes=_predicted(_pad(classes, policy.count), regions),
-        logits=None if regions is None else regions.logits.unflatten(0, shape),
-        deltas=None if regions is None else regions.deltas.unflatten(0, shape),
-        pooled=pooled.unflatten(0, shape),
-    )
+    return TeacherPass(teacher=teacher, features=features, policy=policy, maps=maps)
+
+
+@torch.no_grad()
+def live_signals(teacher: Detector, batch: PageBatch, policy: NodePolicy, *, maps: bool = False) -> TeacherSignals:
+    """Run the teacher on a batch and collect its signals at fixed nodes: those ``policy`` chooses of its proposals."""
+    done = teacher_pass(teacher, batch, policy, maps=maps)
+    return done.signals(teacher.propose(done.features), batch.targets())
 
 
 def choose_nodes(
-    teacher: Detector, features: Features, targets: Targets, policy: NodePolicy
+    teacher: Detector, features: Features, proposals: Proposals, targets: Targets, policy: NodePolicy
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Boxes [n_i, 4], classes [n_i] (-1 where not ground truth) and scores [n_i] of each page's nodes."""
-    proposals = teacher.propose(features)
+    """Boxes [n_i, 4], classes [n_i] (-1 where not ground truth) and scores [n_i] of each page's nodes.
+
+    Scores are the teacher's foreground probabilities, whoever made ``proposals``; 1 for ground truth.
+    """
     limit = policy.candidates * policy.count
     boxes = [page[:limit] for page in proposals.boxes]
     scores = [page[:limit] for page in proposals.scores]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +56,13 @@ class PageBatch:
         return Targets(
             boxes=list(self.boxes.split(counts)), classes=list(self.classes.split(counts)), seeds=self.seeds.tolist()
         )
+
+    def overlapping(self, boxes: Tensor, least: float = 0.5) -> Tensor:
+        """Which boxes overlap ground truth of their own page: [B, N, 4] -> bool [B, N], IoU of ``least`` or more."""
+        pages = torch.arange(len(self)).repeat_interleave(self.counts).to(boxes.device, non_blocking=True)
+        own = torch.arange(len(self), device=boxes.device)[:, None] == pages  # [B, M]
+        overlap = box_iou(boxes.flatten(0, 1), self.boxes).unflatten(0, boxes.shape[:2])
+        return ((overlap >= least) & own[:, None, :]).any(dim=-1)
 
     def image_sizes(self) -> list[tuple[int, int]]:
         """(height, width) in px of each page on the canvas, as torchvision takes them."""

@@ -30,13 +30,19 @@ class TeacherSignals:
     """[B, N, K, 4] with unit coder weights; None for a teacher without a region head."""
     pooled: Tensor
     """[B, N, C, P, P]: pooled features."""
+    maps: dict[str, Tensor] | None = None
+    """Level name -> [B, C, H/stride, W/stride]: the whole pyramid, which only a live teacher gives."""
 
     def to(self, device: torch.device | str) -> TeacherSignals:
         """Move every tensor to ``device``."""
-        tensors: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in tensors.items()}
-        return replace(self, **moved)
+        return replace(self, **{field.name: _moved(getattr(self, field.name), device) for field in fields(self)})
 
     def box_list(self) -> list[Tensor]:
         """All boxes, padding included, as one [N, 4] per page."""
         return list(self.boxes.unbind(0))
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, dict):
+        return {name: tensor.to(device) for name, tensor in value.items()}
+    return None if value is None else value.to(device)

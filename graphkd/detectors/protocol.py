@@ -66,3 +66,9 @@ class Detector(Protocol):
 
 class DetectorModule(nn.Module, Detector):
     """A detector as a torch module: what adapters derive from, and what is trained, saved and sent to a device."""
+
+    def inheritable(self) -> dict[str, Tensor]:
+        """Parameters by name that a student of the same architecture and widths can start from: all that reads the
+        pyramid, and the pyramid's outputs. By default none.
+        """
+        return {}

@@ -46,6 +46,16 @@ class TorchvisionDetector(DetectorModule):
         # features independent of its batch neighbours.
         return self.region_pool(features.maps, boxes, [features.canvas] * len(boxes))
 
+    def inheritable(self) -> dict[str, Tensor]:
+        """Proposal and region heads, and what the pyramid does after its lateral connections."""
+        backbone, lateral = "model.backbone.", "model.backbone.fpn.inner_blocks."
+        pyramid = "model.backbone.fpn."
+        return {
+            name: values
+            for name, values in self.state_dict().items()
+            if not name.startswith(backbone) or (name.startswith(pyramid) and not name.startswith(lateral))
+        }
+
     def anchors(self, features: Features) -> list[Tensor]:
         """Anchors [A, 4] of every page."""
         generator = self.model.rpn.anchor_generator if hasattr(self.model, "rpn") else self.model.anchor_generator

@@ -7,25 +7,33 @@ is made here and why. Legend: ``B`` pages, ``N`` nodes a page (padded), ``C`` ch
 """
 
 from graphkd.method.adjacency import adjacency
-from graphkd.method.edges import edge_lengths, whitening
-from graphkd.method.graph import GraphConfig, StructuredGraph, build_graph
+from graphkd.method.comparators import DsigWeights, PkdWeights, dsig_loss, pkd_loss
+from graphkd.method.edges import CovarianceAccumulator, cosine_lengths, edge_lengths, whitening
+from graphkd.method.graph import GraphConfig, StructuredGraph, build_graph, node_lengths
 from graphkd.method.losses import LossWeights, graphkd_loss
 from graphkd.method.merging import Merge, merge_text_nodes
 from graphkd.method.statistics import StatisticsAccumulator, TeacherStatistics
 from graphkd.method.text import text_score
 
 __all__ = [
+    "CovarianceAccumulator",
+    "DsigWeights",
     "GraphConfig",
     "LossWeights",
     "Merge",
+    "PkdWeights",
     "StatisticsAccumulator",
     "StructuredGraph",
     "TeacherStatistics",
     "adjacency",
     "build_graph",
+    "cosine_lengths",
+    "dsig_loss",
     "edge_lengths",
     "graphkd_loss",
     "merge_text_nodes",
+    "node_lengths",
+    "pkd_loss",
     "text_score",
     "whitening",
 ]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from graphkd.method.boxes import meets_any
+
 
 def adjacency(
     boxes: Tensor, valid: Tensor, *, gap: float = 1.0, nearest: int = 2, sight_margin: float = 0.15
@@ -30,10 +32,16 @@ def adjacency(
         bool [B, N, N], symmetric, False on the diagonal and for padding.
     """
     boxes = boxes.float()
-    pairs = valid[:, :, None] & valid[:, None, :] & ~torch.eye(boxes.shape[1], dtype=torch.bool, device=boxes.device)
+    pairs = all_pairs(valid)
     gaps = box_gaps(boxes).masked_fill(~pairs, torch.inf)
     close = gaps <= gap * _median_height(boxes, valid)[:, None, None]
     return (close | _nearest(gaps, nearest)) & pairs & in_sight(boxes, valid, sight_margin)
+
+
+def all_pairs(valid: Tensor) -> Tensor:
+    """The complete graph: bool [B, N], False for padding -> bool [B, N, N], False on the diagonal."""
+    own = torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
+    return valid[:, :, None] & valid[:, None, :] & ~own
 
 
 def box_gaps(boxes: Tensor) -> Tensor:
@@ -44,24 +52,13 @@ def box_gaps(boxes: Tensor) -> Tensor:
 
 
 def in_sight(boxes: Tensor, valid: Tensor, margin: float) -> Tensor:
-    """Whether no third box stands between two: [B, N, 4], [B, N] -> bool [B, N, N].
-
-    Memory and time grow with N cubed, which is what the question costs; 64 nodes are 260 thousand triples a page.
-    """
+    """Whether no third box stands between two: [B, N, 4], [B, N] -> bool [B, N, N]."""
     first = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
     second = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
     low, high = torch.minimum(first, second), torch.maximum(first, second)
     cut = margin * (high - low)
     low, high = low + cut, high - cut
-    meets = (
-        (low[..., None, 0] < boxes[:, None, None, :, 2])
-        & (high[..., None, 0] > boxes[:, None, None, :, 0])
-        & (low[..., None, 1] < boxes[:, None, None, :, 3])
-        & (high[..., None, 1] > boxes[:, None, None, :, 1])
-    )
-    own = torch.eye(boxes.shape[1], dtype=torch.bool, device=boxes.device)
-    third = valid[:, None, None, :] & ~own[None, :, None, :] & ~own[None, None, :, :]
-    return ~(meets & third).any(dim=-1)
+    return ~meets_any(low, high, boxes, valid, own=False)
 
 
 def _median_height(boxes: Tensor, valid: Tensor) -> Tensor:

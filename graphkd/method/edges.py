@@ -1,28 +1,75 @@
-"""Mahalanobis lengths of edges, as Euclidean distances between whitened descriptors.
+"""Lengths of edges: Mahalanobis distances between node descriptors, or one minus their cosine.
 
-Legend: ``B`` pages, ``N`` nodes a page, ``C`` channels.
+Legend: ``B`` pages, ``N`` nodes a page, ``C`` channels, ``n`` descriptors of a sample.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Literal
+
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
+
+Lengths = Literal["mahalanobis", "cosine"]
 
 
-def whitening(covariance: Tensor, shrinkage: float = 0.1) -> Tensor:
+@dataclass(slots=True)
+class CovarianceAccumulator:
+    """Mean and covariance of descriptors that come in parts, from sums in float64 on the CPU."""
+
+    count: int = 0
+    """Descriptors seen."""
+    _sum: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    _outer: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
+
+    def add(self, nodes: Tensor) -> None:
+        """Take in descriptors, float [n, C]."""
+        rows = nodes.double().cpu()
+        if not self.count and not self._sum.numel():
+            self._sum, self._outer = rows.new_zeros(rows.shape[1]), rows.new_zeros(rows.shape[1], rows.shape[1])
+        self.count += len(rows)
+        self._sum += rows.sum(dim=0)
+        self._outer += rows.T @ rows
+
+    def mean(self) -> Tensor:
+        """Mean descriptor, float64 [C]; raises ValueError where fewer than two descriptors were seen."""
+        self._require_two()
+        return self._sum / self.count
+
+    def covariance(self) -> Tensor:
+        """Unbiased covariance, float64 [C, C]; raises ValueError where fewer than two descriptors were seen."""
+        mean = self.mean()
+        return (self._outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
+
+    def _require_two(self) -> None:
+        if self.count < 2:
+            raise ValueError(f"statistics need at least 2 nodes, got {self.count}; give pages with regions on them")
+
+
+def whitening(sample: Tensor | CovarianceAccumulator, shrinkage: float = 0.1) -> Tensor:
     """Give W with ``W^T W = (Sigma + g tr(Sigma)/C I)^-1``, so that ``|W (a - b)|`` is the Mahalanobis distance.
 
     Args:
-        covariance: float [C, C], Sigma, symmetric and positive semi-definite.
+        sample: descriptors, float [n, C], or an accumulator that saw them in parts; Sigma is their covariance.
         shrinkage: g, which keeps directions that the sample hardly saw from counting without bound; 0 needs a
-            covariance of full rank.
+            covariance of full rank. The form is that of Ledoit and Wolf (2004), with g given instead of estimated.
 
     Returns:
         float32 [C, C], computed in float64: the inverse of the Cholesky factor.
 
     Raises:
-        ValueError: where the shrunk covariance is not positive definite.
+        ValueError: where there are fewer than two descriptors, or the shrunk covariance is not positive definite.
     """
+    if isinstance(sample, Tensor):
+        descriptors_seen, sample = sample, CovarianceAccumulator()
+        sample.add(descriptors_seen)
+    return whitening_of(sample.covariance(), shrinkage)
+
+
+def whitening_of(covariance: Tensor, shrinkage: float = 0.1) -> Tensor:
+    """:func:`whitening` of a known covariance, float [C, C], symmetric and positive semi-definite."""
     sigma = covariance.double()
     channels = sigma.shape[0]
     eye = torch.eye(channels, dtype=sigma.dtype, device=sigma.device)
@@ -54,10 +101,27 @@ def edge_lengths(nodes: Tensor, whiten: Tensor) -> Tensor:
         float32 [B, N, N], symmetric, 0 on the diagonal; the gradient of a length 0 is 0.
     """
     white = nodes.float() @ whiten.float().T
+    # Distances do not depend on the origin; with it among the nodes, squares and products cancel without much loss.
+    white = white - white.mean(dim=1, keepdim=True).detach() if white.shape[1] else white
     squares = white.square().sum(dim=-1)
     products = white @ white.transpose(1, 2)
     squared = (squares[:, :, None] + squares[:, None, :] - 2 * products).clamp(min=0)
-    return safe_sqrt(squared)
+    own = torch.eye(nodes.shape[1], dtype=torch.bool, device=nodes.device)
+    return safe_sqrt(squared.masked_fill(own, 0))
+
+
+def cosine_lengths(nodes: Tensor) -> Tensor:
+    """``1 - cos(t_i, t_j)`` between every two nodes of a page: the edges of Dsig (Chen et al., ICCV 2021).
+
+    Args:
+        nodes: float [B, N, C] descriptors, or [B, N, C P P] flattened features; taken to fp32.
+
+    Returns:
+        float32 [B, N, N], symmetric, 0 to 2, 0 on the diagonal; a node of zeros is at length 1 from all others.
+    """
+    unit = normalize(nodes.float(), dim=-1)
+    own = torch.eye(nodes.shape[1], dtype=torch.bool, device=nodes.device)
+    return (1 - unit @ unit.transpose(1, 2)).masked_fill(own, 0)
 
 
 def safe_sqrt(squared: Tensor) -> Tensor:

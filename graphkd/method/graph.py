@@ -12,8 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from graphkd.method.adjacency import adjacency
-from graphkd.method.edges import descriptors, edge_lengths
+from graphkd.method.adjacency import adjacency, all_pairs
+from graphkd.method.edges import Lengths, cosine_lengths, descriptors, edge_lengths
 from graphkd.method.merging import ROUNDS, Merge, cluster_boxes, merge_text_nodes
 from graphkd.method.statistics import TeacherStatistics
 from graphkd.method.text import Categorizer, text_score
@@ -21,14 +21,17 @@ from graphkd.signals import TeacherSignals
 
 
 class GraphConfig(BaseModel):
-    """How the graph is built from the teacher's signals."""
+    """How the graph is built from the teacher's signals; every part has its switch."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    categorizer: Categorizer = "teacher_class"
-    """What tells text from the rest: teacher_class, moments, or covariance_trace."""
-    edges: Literal["neighbours", "none"] = "neighbours"
-    """neighbours as the paper draws them, or no edges at all."""
+    categorizer: Categorizer | Literal["none"] = "teacher_class"
+    """What tells text from the rest: teacher_class, moments, covariance_trace; or none: no node counts as text, all
+    weigh alike, and nothing merges."""
+    edges: Literal["neighbours", "complete", "none"] = "neighbours"
+    """neighbours as the paper draws them, complete for all pairs, or none at all."""
+    lengths: Lengths = "mahalanobis"
+    """What edges measure: mahalanobis under the teacher's covariance, or cosine."""
     merge: bool = True
     """Whether text nodes merge."""
     gap: float = Field(default=1.0, ge=0)
@@ -55,10 +58,12 @@ class StructuredGraph:
     """float32 [B, N, N]: 1 where two adjacent original nodes were merged into one: the edges of its self-loop."""
     merge: Merge
     """Which original node went where."""
+    measure: Lengths
+    """What its edges measure."""
 
     def merged(self, nodes: Tensor) -> Tensor:
         """Area-weighted mean of each cluster's members: [B, N, ...] -> float32 [B, N, ...]."""
-        flat = nodes.float().flatten(2)
+        flat = nodes.float().reshape(*nodes.shape[:2], -1)
         return (self.membership @ flat).view(nodes.shape)
 
     def self_loops(self, lengths: Tensor) -> Tensor:
@@ -74,8 +79,37 @@ class StructuredGraph:
 def build_graph(signals: TeacherSignals, statistics: TeacherStatistics, config: GraphConfig) -> StructuredGraph:
     """Build the graph of every page from the teacher alone: categories, edges, merged text.
 
-    Cheap enough for every step (no loop over pages or nodes), so that a cache holds no decision of this function.
+    Cheap enough for every step (no loop over pages or nodes, nothing waited for on the host), so that a cache holds no
+    decision of this function. The steps are those of arXiv 2402.11401; ``docs/method.md`` has the choices made here.
+
+    Raises:
+        ValueError: where the teacher's classes and the statistics' text flags differ in number, or the categoriser
+            lacks what it is computed from.
     """
+    text = _text_nodes(signals, statistics, config)
+    if config.edges == "complete":
+        adjacent = all_pairs(signals.valid)
+    else:
+        adjacent = adjacency(signals.boxes, signals.valid, gap=config.gap, nearest=config.nearest)
+    lengths = node_lengths(descriptors(signals.pooled), statistics, config.lengths)
+    rounds = ROUNDS if config.merge and config.categorizer != "none" else 0
+    merge = merge_text_nodes(adjacent, lengths, text, signals.boxes, signals.valid, rounds=rounds)
+    return _merged_graph(signals, text, adjacent, merge, config)
+
+
+def node_lengths(nodes: Tensor, statistics: TeacherStatistics, measure: Lengths) -> Tensor:
+    """Lengths between every two descriptors, [B, N, C] -> float32 [B, N, N], in units that do not grow with C.
+
+    Mahalanobis lengths are divided by sqrt(C): two unrelated nodes are then about sqrt(2) apart in any network.
+    """
+    if measure == "cosine":
+        return cosine_lengths(nodes)
+    return edge_lengths(nodes, statistics.whitening * nodes.shape[-1] ** -0.5)
+
+
+def _text_nodes(signals: TeacherSignals, statistics: TeacherStatistics, config: GraphConfig) -> Tensor:
+    if config.categorizer == "none":
+        return torch.zeros_like(signals.valid)
     score = text_score(
         signals.pooled,
         signals.logits,
@@ -83,12 +117,7 @@ def build_graph(signals: TeacherSignals, statistics: TeacherStatistics, config: 
         text_classes=statistics.text_classes,
         discriminant=statistics.discriminant,
     )
-    text = (score > statistics.thresholds[config.categorizer]) & signals.valid
-    adjacent = adjacency(signals.boxes, signals.valid, gap=config.gap, nearest=config.nearest)
-    lengths = edge_lengths(descriptors(signals.pooled), statistics.whitening)
-    rounds = ROUNDS if config.merge else 0
-    merge = merge_text_nodes(adjacent, lengths, text, signals.boxes, signals.valid, rounds=rounds)
-    return _merged_graph(signals, text, adjacent, merge, config)
+    return (score > statistics.thresholds[config.categorizer]) & signals.valid
 
 
 def _merged_graph(
@@ -111,4 +140,5 @@ def _merged_graph(
         adjacent=between & pairs,
         inner=(together & adjacent).float() * (config.edges != "none"),
         merge=merge,
+        measure=config.lengths,
     )

@@ -11,13 +11,16 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torch.nn.functional import kl_div, smooth_l1_loss
 
-from graphkd.method.edges import descriptors, edge_lengths
-from graphkd.method.graph import StructuredGraph
+from graphkd.method.edges import descriptors
+from graphkd.method.graph import StructuredGraph, node_lengths
 from graphkd.method.statistics import TeacherStatistics
+from graphkd.method.terms import box_loss, logit_loss, masked_mean, require_same_nodes, standardised
 from graphkd.pages import RegionPredictions
 from graphkd.signals import TeacherSignals
+
+NodeMetric = Literal["mse", "pearson"]
+Merged = Literal["members", "mean"]
 
 
 class LossWeights(BaseModel):
@@ -27,8 +30,10 @@ class LossWeights(BaseModel):
 
     node: float = Field(default=1.0, ge=0)
     """Weight of the node terms."""
-    node_metric: Literal["mse", "pearson"] = "mse"
+    node_metric: NodeMetric = "mse"
     """mse on features as they are, or pearson: each channel standardised over the positions first (PKD)."""
+    merged: Merged = "members"
+    """How a merged node errs: members for the mean of its members' errors, mean for the error of their mean feature."""
     edge: float = Field(default=2.0, ge=0)
     """Weight of the edge term (published: 2.0)."""
     text_edge: float = Field(default=0.5, ge=0)
@@ -64,15 +69,11 @@ def graphkd_loss(
     Raises:
         ValueError: where the two networks' node features differ in shape.
     """
-    if student_pooled.shape != signals.pooled.shape:
-        raise ValueError(
-            f"student nodes {tuple(student_pooled.shape)} and teacher nodes {tuple(signals.pooled.shape)} differ; "
-            "pool both at the same boxes and adapt the student's channels"
-        )
+    require_same_nodes(student_pooled, signals)
     terms: dict[str, Tensor] = {}
     if weights.node:
         terms["kd_node"] = weights.node * node_loss(
-            student_pooled, signals, graph, statistics.energy, weights.node_metric
+            student_pooled, signals, graph, statistics.energy, weights.node_metric, weights.merged
         )
     if weights.edge:
         terms["kd_edge"] = weights.edge * edge_loss(student_pooled, signals, graph, statistics, weights.text_edge)
@@ -89,16 +90,23 @@ def node_loss(
     signals: TeacherSignals,
     graph: StructuredGraph,
     energy: float,
-    metric: Literal["mse", "pearson"],
+    metric: NodeMetric,
+    merged: Merged,
 ) -> Tensor:
     """``L_nontext + a L_text`` on merged nodes, [B]; ``a = min(1, N_nontext / N_text)``, 1 without non-text nodes.
 
-    The squared error is measured in the teacher's mean square ``energy``, so that one weight suits any teacher.
+    The squared error is in the teacher's mean square ``energy``, so that one weight suits any teacher. A merged
+    node counts once. Its error is the area-weighted mean of its members' errors, or the error of their area-weighted
+    mean feature, in which what one member lacks and another has too much cancels.
     """
-    student, teacher = graph.merged(student_pooled), graph.merged(signals.pooled)
+    student, teacher = student_pooled.float(), signals.pooled.float()
+    if merged == "mean":
+        student, teacher = graph.merged(student), graph.merged(teacher)
     if metric == "pearson":
         student, teacher, energy = standardised(student), standardised(teacher), 1.0
     error = (student - teacher).square().mean(dim=(-3, -2, -1)) / energy
+    if merged == "members":
+        error = graph.merged(error)
     text, other = graph.text, graph.valid & ~graph.text
     balance = (other.sum(dim=1) / text.sum(dim=1).clamp(min=1)).clamp(max=1)
     balance = torch.where(other.any(dim=1), balance, 1)
@@ -112,56 +120,23 @@ def edge_loss(
     statistics: TeacherStatistics,
     text_edge: float,
 ) -> Tensor:
-    """Weighted mean over edges and self-loops of the squared difference of Mahalanobis lengths, [B].
+    """Weighted mean over edges and self-loops of the squared difference of their lengths, [B].
 
-    Lengths are divided by sqrt(C), the length an edge between unrelated nodes has times sqrt(2), so that the term
-    does not grow with the width of the network.
+    ``sum_ij w_ij (d^T_ij - d^S_ij)^2 / E`` with ``w`` 1 for edges that touch a non-text node and ``text_edge`` for
+    others; a self-loop is the mean over the edges inside a merged node. Lengths: :func:`graphkd.method.node_lengths`.
     """
-    scale = student_pooled.shape[2] ** -0.5
     student, teacher = descriptors(student_pooled), descriptors(signals.pooled)
-    whiten = statistics.whitening * scale
-    between = edge_lengths(graph.merged(student), whiten) - edge_lengths(graph.merged(teacher), whiten)
-    within = edge_lengths(student, whiten) - edge_lengths(teacher, whiten)
+    between = _length_error(graph.merged(student), graph.merged(teacher), statistics, graph)
+    within = _length_error(student, teacher, statistics, graph)
     text_pair = graph.text[:, :, None] & graph.text[:, None, :]
     weight = torch.where(text_pair, text_edge, 1.0) * graph.adjacent
-    loops = graph.self_loops(within.square())
+    loops = graph.self_loops(within)
     has_loop = graph.self_loops(torch.ones_like(within))
-    total = (weight * between.square()).sum(dim=(1, 2)) / 2 + text_edge * loops.sum(dim=1)
+    total = (weight * between).sum(dim=(1, 2)) / 2 + text_edge * loops.sum(dim=1)
     count = graph.adjacent.sum(dim=(1, 2)) / 2 + has_loop.sum(dim=1)
     return total / count.clamp(min=1)
 
 
-def logit_loss(logits: Tensor, signals: TeacherSignals, temperature: float) -> Tensor:
-    """``T^2 KL(teacher || student)`` of class probabilities (Hinton et al., 2015), mean over nodes, [B]."""
-    assert signals.logits is not None
-    student = (logits.float() / temperature).log_softmax(dim=-1)
-    teacher = (signals.logits.float() / temperature).log_softmax(dim=-1)
-    divergence = kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)
-    return temperature**2 * masked_mean(divergence, signals.valid)
-
-
-def box_loss(deltas: Tensor, signals: TeacherSignals) -> Tensor:
-    """Smooth L1 between the deltas of the teacher's class, mean over foreground nodes, [B].
-
-    Foreground are nodes whose most probable class is not background. Deltas are taken times the usual coder weights
-    (10, 10, 5, 5), the scale at which they have unit variance (Ren et al., 2015).
-    """
-    assert signals.deltas is not None and signals.logits is not None
-    classes = signals.logits[..., :-1].argmax(dim=-1)
-    foreground = signals.valid & (signals.logits.argmax(dim=-1) < signals.logits.shape[-1] - 1)
-    index = classes[..., None, None].expand(*classes.shape, 1, 4)
-    scale = deltas.new_tensor((10.0, 10.0, 5.0, 5.0), dtype=torch.float32)
-    student = deltas.float().gather(2, index).squeeze(2) * scale
-    teacher = signals.deltas.float().gather(2, index).squeeze(2) * scale
-    return masked_mean(smooth_l1_loss(student, teacher, reduction="none").sum(dim=-1), foreground)
-
-
-def standardised(pooled: Tensor) -> Tensor:
-    """Each channel with mean 0 and variance 1 over the positions (PKD, Cao et al., NeurIPS 2022); same shape."""
-    centred = pooled - pooled.mean(dim=(-2, -1), keepdim=True)
-    return centred / (centred.square().mean(dim=(-2, -1), keepdim=True) + 1e-6).sqrt()
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the True entries of each row, 0 with a gradient path where there is none: [B, N] -> [B]."""
-    return torch.where(mask, values, 0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+def _length_error(student: Tensor, teacher: Tensor, statistics: TeacherStatistics, graph: StructuredGraph) -> Tensor:
+    lengths = [node_lengths(nodes, statistics, graph.measure) for nodes in (student, teacher)]
+    return (lengths[0] - lengths[1]).square()

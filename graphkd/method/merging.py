@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+
+from graphkd.method.boxes import meets_any
 
 ROUNDS = 6  # pages of 64 nodes were seen to need three or four; each round at least halves a chain of equals
 
@@ -25,7 +26,7 @@ class Merge:
 
     def membership(self, weights: Tensor) -> Tensor:
         """Row-stochastic averaging matrix: weights [B, N] (such as areas) -> float32 [B, N clusters, N nodes]."""
-        member = one_hot(self.cluster, self.cluster.shape[1]).transpose(1, 2) * weights[:, None, :].float()
+        member = members(self.cluster) * weights[:, None, :].float()
         return member / member.sum(dim=-1, keepdim=True).clamp(min=1e-12)
 
 
@@ -61,10 +62,9 @@ def merge_text_nodes(
 def _round(
     cluster: Tensor, adjacent: Tensor, lengths: Tensor, text: Tensor, other: Tensor, boxes: Tensor, target: Tensor
 ) -> Tensor:
-    nodes = cluster.shape[1]
-    own = torch.arange(nodes, device=cluster.device)
+    own = torch.arange(cluster.shape[1], device=cluster.device)
     alive = text & (cluster == own)
-    member = one_hot(cluster, nodes).transpose(1, 2).float() * text[:, None, :]
+    member = (members(cluster) & text[:, None, :]).float()
     extent = cluster_boxes(cluster, boxes)
     mergeable = _linked(member, adjacent) & alive[:, :, None] & alive[:, None, :] & (own[:, None] != own)
     mergeable &= _same_column(extent) & _union_is_free(extent, boxes, other)
@@ -75,6 +75,12 @@ def _round(
     rank = shortest.masked_fill(~absorbed, torch.inf).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
     absorbed &= rank < (alive.sum(dim=1) - target)[:, None]
     return torch.where(absorbed, partner, own.expand_as(cluster)).gather(1, cluster)
+
+
+def members(cluster: Tensor) -> Tensor:
+    """Which nodes belong to each number: int64 [B, N] -> bool [B, N clusters, N nodes]."""
+    own = torch.arange(cluster.shape[1], device=cluster.device)
+    return cluster[:, None, :] == own[:, None]
 
 
 def cluster_boxes(cluster: Tensor, boxes: Tensor) -> Tensor:
@@ -105,10 +111,4 @@ def _same_column(extent: Tensor) -> Tensor:
 def _union_is_free(extent: Tensor, boxes: Tensor, other: Tensor) -> Tensor:
     low = torch.minimum(extent[:, :, None, :2], extent[:, None, :, :2])
     high = torch.maximum(extent[:, :, None, 2:], extent[:, None, :, 2:])
-    meets = (
-        (low[..., None, 0] < boxes[:, None, None, :, 2])
-        & (high[..., None, 0] > boxes[:, None, None, :, 0])
-        & (low[..., None, 1] < boxes[:, None, None, :, 3])
-        & (high[..., None, 1] > boxes[:, None, None, :, 1])
-    )
-    return ~(meets & other[:, None, None, :]).any(dim=-1)
+    return ~meets_any(low, high, boxes, other, own=True)

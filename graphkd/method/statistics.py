@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from graphkd.method.edges import descriptors, whitening
+from graphkd.method.edges import CovarianceAccumulator, descriptors, whitening
 from graphkd.method.text import Categorizer, moments, text_score
 from graphkd.signals import TeacherSignals
 
@@ -60,9 +60,7 @@ class StatisticsAccumulator:
 
     text_classes: Tensor
     """bool [K]."""
-    _count: int = 0
-    _sum: Tensor | None = None
-    _outer: Tensor | None = None
+    _spread: CovarianceAccumulator = field(default_factory=CovarianceAccumulator)
     _energy: float = 0.0
     _moments: list[Tensor] = field(default_factory=list)
     _pooled_scores: dict[Categorizer, list[Tensor]] = field(default_factory=dict)
@@ -70,13 +68,7 @@ class StatisticsAccumulator:
 
     def add(self, signals: TeacherSignals, labelled: Tensor) -> None:
         """Take in one batch; ``labelled`` bool [B, N] marks nodes whose class is ground truth."""
-        nodes = descriptors(signals.pooled)[signals.valid].double().cpu()
-        if self._sum is None or self._outer is None:
-            self._sum = torch.zeros(nodes.shape[1], dtype=torch.float64)
-            self._outer = torch.zeros(nodes.shape[1], nodes.shape[1], dtype=torch.float64)
-        self._count += len(nodes)
-        self._sum += nodes.sum(dim=0)
-        self._outer += nodes.T @ nodes
+        self._spread.add(descriptors(signals.pooled)[signals.valid])
         self._energy += float(signals.pooled[signals.valid].double().square().mean(dim=(-3, -2, -1)).sum())
         known = labelled & signals.valid
         self._moments.append(moments(signals.pooled[known]).cpu())
@@ -97,10 +89,7 @@ class StatisticsAccumulator:
         Raises:
             ValueError: where fewer than two nodes were seen.
         """
-        if self._count < 2 or self._sum is None or self._outer is None:
-            raise ValueError(f"statistics need at least 2 nodes, got {self._count}; give pages with regions on them")
-        mean = self._sum / self._count
-        covariance = (self._outer - self._count * torch.outer(mean, mean)) / (self._count - 1)
+        mean, covariance = self._spread.mean(), self._spread.covariance()
         is_text, features = torch.cat(self._is_text), torch.cat(self._moments)
         discriminant = fit_discriminant(features, is_text)
         scores = {name: torch.cat(parts) for name, parts in self._pooled_scores.items()}
@@ -109,8 +98,8 @@ class StatisticsAccumulator:
         return TeacherStatistics(
             mean=mean.float(),
             covariance=covariance.float(),
-            whitening=whitening(covariance, shrinkage),
-            energy=self._energy / self._count,
+            whitening=whitening(self._spread, shrinkage),
+            energy=self._energy / self._spread.count,
             discriminant=discriminant,
             thresholds={name: threshold for name, (threshold, _) in fitted.items()},
             text_classes=self.text_classes,

@@ -39,11 +39,16 @@ def text_score(
     covariance" in the paper's summary, negated since pictures vary more; kept for comparison.
 
     Raises:
-        ValueError: where the score asked for lacks what it is computed from.
+        ValueError: where the score asked for lacks what it is computed from, or logits and flags differ in number.
     """
     if categorizer == "teacher_class":
         if logits is None:
             raise ValueError("categorizer teacher_class needs class logits; use moments with a teacher without them")
+        if logits.shape[-1] - 1 != len(text_classes):
+            raise ValueError(
+                f"the teacher gives logits of {logits.shape[-1] - 1} classes and background, but {len(text_classes)} "
+                "classes have a text flag; use the statistics of the dataset that the teacher was trained on"
+            )
         return _class_margin(logits.float(), text_classes)
     if categorizer == "moments":
         if discriminant is None:

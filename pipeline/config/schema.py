@@ -85,8 +85,8 @@ class TeacherConfig(Frozen):
     cache: Path | None = None
     """Folder of the teacher's statistics and cache; by default ``cache`` in the teacher's run folder, so that its
     students share it."""
-    cache_dtype: Literal["fp16", "fp32"] = "fp16"
-    """Precision of cached features."""
+    cache_dtype: Literal["fp16", "fp32", "int8"] = "fp16"
+    """Precision of cached features; int8 has one scale per page and channel."""
     views: int = Field(default=1, ge=1)
     """Views of each page that are cached; with 1 it is the evaluation view."""
     nodes: NodePolicy = NodePolicy()
@@ -142,6 +142,14 @@ class RunConfig(Frozen):
     def _check(self) -> RunConfig:
         if self.method.name != "none" and self.teacher is None:
             raise ValueError(f"method.name is {self.method.name}, which needs teacher.run: the teacher's run folder")
+        if self.method.needs_live_teacher and self.teacher is not None and self.teacher.signals == "cache":
+            wanted = (
+                "the teacher's whole maps" if self.method.name == "pkd" else "the teacher at the student's proposals"
+            )
+            raise ValueError(
+                f"method {self.method.name} with nodes {self.method.nodes} learns from {wanted}, which no cache holds; "
+                "set teacher.signals=live"
+            )
         if self.schedule.batch < self.engine.workers:
             raise ValueError(
                 f"schedule.batch {self.schedule.batch} leaves some of engine.workers {self.engine.workers} without a "

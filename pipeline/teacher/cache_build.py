@@ -22,7 +22,6 @@ from pipeline.data.loader import PageItems, page_loader
 from pipeline.data.order import SampleRef
 from pipeline.files import replaced, sha256_file, write_json
 from pipeline.teacher.cache_format import (
-    ARROW_TYPES,
     CACHE_FILE,
     CachedShard,
     CacheJson,
@@ -31,6 +30,7 @@ from pipeline.teacher.cache_format import (
     read_cache_json,
 )
 from pipeline.teacher.identity import TeacherRun, cache_identity, open_teacher, require_same
+from pipeline.teacher.precision import Precision, encode
 from pipeline.teacher.statistics import STATISTICS_FILE, ensure_statistics
 
 IDENTITY_FILE = "identity.json"
@@ -132,21 +132,22 @@ def _rows(
     for own, batch in zip(batches, page_loader(items, batches, workers=0), strict=True):
         signals = live_signals(detector, batch.to(device), teacher.settings.nodes)
         for place, ref in enumerate(own):
-            yield _row(signals, place, ref)
+            yield _row(signals, place, ref, teacher.settings.cache_dtype)
 
 
-def _row(signals: TeacherSignals, place: int, ref: SampleRef) -> dict[str, Any]:
+def _row(signals: TeacherSignals, place: int, ref: SampleRef, precision: Precision) -> dict[str, Any]:
     valid = signals.valid[place]
     arrays = {
-        name: _flat(value, place, valid)
-        for name in ("boxes", "scores", "classes", "logits", "deltas", "pooled")
+        name: _of_page(value, place, valid)
+        for name in ("boxes", "scores", "classes", "logits", "deltas")
         if (value := getattr(signals, name)) is not None
     }
-    return {"sample": ref.sample, "view": ref.epoch, **arrays}
+    pooled, scales = encode(_of_page(signals.pooled, place, valid), precision)
+    return {"sample": ref.sample, "view": ref.epoch, **arrays, "pooled": pooled, "pooled_scale": scales}
 
 
-def _flat(values: Tensor, place: int, valid: Tensor) -> np.ndarray:
-    return values[place][valid].flatten().cpu().numpy()
+def _of_page(values: Tensor, place: int, valid: Tensor) -> np.ndarray:
+    return values[place][valid].cpu().numpy()
 
 
 def _counted(
@@ -165,18 +166,18 @@ def _write_shard(path: Path, rows: Iterator[dict[str, Any]], teacher: TeacherRun
         pa.ipc.new_file(sink, schema) as writer,
     ):
         for row in rows:
-            writer.write_batch(_record_batch(row, schema, teacher.settings.cache_dtype))
+            writer.write_batch(_record_batch(row, schema))
 
 
-def _record_batch(row: dict[str, Any], schema: pa.Schema, precision: str) -> pa.RecordBatch:
+def _record_batch(row: dict[str, Any], schema: pa.Schema) -> pa.RecordBatch:
     columns = []
     for field in schema:
         value = row.get(field.name, np.zeros(0, dtype=np.float32))
         if not pa.types.is_list(field.type):
             columns.append(pa.array([value], type=field.type))
             continue
-        item = ARROW_TYPES[precision] if field.name == "pooled" else field.type.value_type
-        values = pa.array(value.astype(item.to_pandas_dtype()), type=item)
+        item = field.type.value_type
+        values = pa.array(value.ravel().astype(item.to_pandas_dtype()), type=item)
         columns.append(pa.ListArray.from_arrays(pa.array([0, len(values)], type=pa.int32()), values))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 

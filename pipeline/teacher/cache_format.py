@@ -8,16 +8,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graphkd.errors import CacheError
+from pipeline.teacher.precision import Precision
 
 CACHE_FILE = "cache.json"
-Precision = Literal["fp16", "fp32"]
-ARROW_TYPES: dict[str, pa.DataType] = {"fp16": pa.float16(), "fp32": pa.float32()}
+ARROW_TYPES: dict[Precision, pa.DataType] = {"fp16": pa.float16(), "fp32": pa.float32(), "int8": pa.int8()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +40,7 @@ COLUMNS = (
     Column("logits", "float32", "n, K + 1", "class logits, background last"),
     Column("deltas", "float32", "n, K, 4", "box deltas, unit coder weights"),
     Column("pooled", "feature", "n, C, P, P", "pooled features"),
+    Column("pooled_scale", "float32", "C", "what int8 features of each channel are multiplied by; empty otherwise"),
 )
 
 

@@ -15,6 +15,7 @@ from graphkd.signals import TeacherSignals
 from pipeline.data.dataset import PackedDataset
 from pipeline.teacher.cache_format import CacheJson, cache_schema, cache_shard_name, read_cache_json
 from pipeline.teacher.identity import require_same
+from pipeline.teacher.precision import decode
 
 
 class CachedTeacher:
@@ -25,7 +26,6 @@ class CachedTeacher:
         dataset: the dataset it was made for.
         identity: what it must have been made from, by name.
         nodes: N, to which every page is padded.
-        epoch_views: gives the number of the view of a page in its epoch; see ``RunConfig.views``.
 
     Raises CacheError where the cache is unfinished, damaged, or made for something else, naming what differs.
     """
@@ -45,6 +45,9 @@ class CachedTeacher:
         ]
         counts = torch.tensor([len(row["scores"]) for row in rows])
         cached = self.description
+        shape = (cached.channels, cached.pooled_side, cached.pooled_side)
+        for row in rows:
+            row["pooled"] = decode(row["pooled"].reshape(-1, *shape), row["pooled_scale"])
         regions = (cached.num_classes + 1,) if cached.classifies else None
         signals = TeacherSignals(
             boxes=self._padded(rows, "boxes", (4,)),
@@ -53,7 +56,7 @@ class CachedTeacher:
             classes=self._padded(rows, "classes", ()).long(),
             logits=None if regions is None else self._padded(rows, "logits", regions),
             deltas=None if regions is None else self._padded(rows, "deltas", (cached.num_classes, 4)),
-            pooled=self._padded(rows, "pooled", (cached.channels, cached.pooled_side, cached.pooled_side)),
+            pooled=self._padded(rows, "pooled", shape),
         )
         return signals.to(batch.images.device)
 

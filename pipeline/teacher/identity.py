@@ -15,7 +15,7 @@ from pipeline.files import fingerprint
 from pipeline.runs.checkpoint import Checkpoint
 from pipeline.runs.trained import run_checkpoint, run_config, teacher_identity, trained_detector
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from graphkd.distill import TrainingStep
+from graphkd.distill import TrainingStep, inherit
 from pipeline.config import RunConfig
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.loader import PageItems, StepBatches, page_loader
@@ -40,7 +40,7 @@ def run_worker(config: RunConfig, world: World, report: Reporter | None = None) 
     """Train ``config`` to its end as one of ``world``'s workers; ``report`` is called after every step."""
     dataset = PackedDataset(config.data.train)
     schedule = config.schedule.scaled()
-    module = build_step(config, dataset).to(world.device).train()
+    module = build_step(config, dataset, world.device).train()
     optimizer = build_optimizer(module, schedule)
     first = _restore(config, dataset, module, optimizer)
     metrics = Metrics(config.folder, world, config.run.log_every, first)
@@ -63,16 +63,19 @@ def run_worker(config: RunConfig, world: World, report: Reporter | None = None) 
         metrics.close()
 
 
-def build_step(config: RunConfig, dataset: PackedDataset) -> TrainingStep:
+def build_step(config: RunConfig, dataset: PackedDataset, device: torch.device) -> TrainingStep:
     """The detector with its first weights, the method, and the teacher's statistics where one takes part."""
     detector = new_detector(config, dataset_classes(config, dataset))
     statistics = None
     if config.method.name != "none":
-        identity = statistics_identity(config, open_teacher(config), dataset)
-        statistics = read_statistics(config.cache_folder / STATISTICS_FILE, identity)
+        teacher = open_teacher(config)
+        identity = statistics_identity(config, teacher, dataset)
+        statistics = read_statistics(config.cache_folder / STATISTICS_FILE, identity).to(device)
+        if config.method.inherit:
+            inherit(detector, teacher.detector(dataset.num_classes, torch.device("cpu")))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        return TrainingStep(detector, config.method, statistics)
+        return TrainingStep(detector, config.method, statistics).to(device)
 
 
 def signal_source(config: RunConfig, dataset: PackedDataset, device: torch.device) -> SignalSource:
@@ -81,7 +84,7 @@ def signal_source(config: RunConfig, dataset: PackedDataset, device: torch.devic
         return NoTeacher()
     teacher = open_teacher(config)
     if config.teacher.signals == "live":
-        return LiveTeacher(teacher.detector(dataset.num_classes, device), config.teacher.nodes)
+        return LiveTeacher(teacher.detector(dataset.num_classes, device), config.teacher.nodes, config.method)
     identity = cache_identity(config, teacher, dataset)
     return CachedTeacher(config.cache_folder, dataset, identity, config.teacher.nodes.count)
 

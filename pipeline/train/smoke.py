@@ -16,7 +16,7 @@ def smoke(config: RunConfig, steps: int = 10) -> list[float]:
     """The loss of each of ``steps`` steps on the first page; nothing is written."""
     world = World(device=pick_device(config.engine.device, 0))
     dataset = PackedDataset(config.data.train)
-    module = build_step(config, dataset).to(world.device).train()
+    module = build_step(config, dataset, world.device).train()
     source = signal_source(config, dataset, world.device)
     optimizer = build_optimizer(module, config.schedule)
     items = PageItems(dataset, config.data.view, config.run.seed, config.views)

@@ -10,43 +10,13 @@ from torch import Tensor
 
 from graphkd.method import GraphConfig, LossWeights, StatisticsAccumulator, TeacherStatistics, build_graph, graphkd_loss
 from graphkd.method.edges import descriptors
-from graphkd.method.losses import box_loss, edge_loss, logit_loss, node_loss
+from graphkd.method.losses import Merged, edge_loss, node_loss
+from graphkd.method.terms import box_loss, logit_loss
 from graphkd.pages import RegionPredictions
 from graphkd.signals import TeacherSignals
+from tests.graphkd.method.toy import TEXT, B, C, K, N, P, statistics, student_side, teacher_signals
 
 pytestmark = pytest.mark.method
-
-TEXT = torch.tensor([True, True, False])
-B, N, C, P, K = 2, 9, 6, 3, 3
-
-
-def teacher_signals(nodes: tuple[int, ...] = (N, 5), seed: int = 0) -> TeacherSignals:
-    generator = torch.Generator().manual_seed(seed)
-    low = torch.stack([torch.rand(B, N, generator=generator) * 40, torch.arange(N).expand(B, N) * 12.0], dim=-1)
-    size = torch.rand(B, N, 2, generator=generator) * torch.tensor([40.0, 6.0]) + torch.tensor([20.0, 4.0])
-    return TeacherSignals(
-        boxes=torch.cat([low, low + size], dim=-1),
-        valid=torch.arange(N) < torch.tensor(nodes)[:, None],
-        scores=torch.rand(B, N, generator=generator),
-        classes=torch.randint(0, K, (B, N), generator=generator),
-        logits=torch.randn(B, N, K + 1, generator=generator),
-        deltas=torch.randn(B, N, K, 4, generator=generator),
-        pooled=torch.randn(B, N, C, P, P, generator=generator),
-    )
-
-
-def statistics(signals: TeacherSignals) -> TeacherStatistics:
-    accumulator = StatisticsAccumulator(text_classes=TEXT)
-    accumulator.add(signals, signals.valid)
-    return accumulator.finish()
-
-
-def student_side(seed: int = 1) -> tuple[Tensor, RegionPredictions]:
-    generator = torch.Generator().manual_seed(seed)
-    pooled = torch.randn(B, N, C, P, P, generator=generator, requires_grad=True)
-    logits = torch.randn(B, N, K + 1, generator=generator, requires_grad=True)
-    deltas = torch.randn(B, N, K, 4, generator=generator, requires_grad=True)
-    return pooled, RegionPredictions(logits=logits, deltas=deltas)
 
 
 def all_terms(
@@ -57,7 +27,8 @@ def all_terms(
     return graphkd_loss(pooled, regions, signals, graph, fitted, weights or LossWeights())
 
 
-def test_node_loss_equals_the_naive_loop() -> None:
+@pytest.mark.parametrize("merged", ["members", "mean"])
+def test_node_loss_equals_the_naive_loop(merged: Merged) -> None:
     signals = teacher_signals()
     fitted = statistics(signals)
     graph = build_graph(signals, fitted, GraphConfig())
@@ -70,13 +41,14 @@ def test_node_loss_equals_the_naive_loop() -> None:
             members = [i for i in range(N) if int(graph.merge.cluster[b, i]) == cluster and signals.valid[b, i]]
             if members:
                 weight = areas[b, members] / areas[b, members].sum()
-                gap = ((pooled - signals.pooled)[b, members] * weight[:, None, None, None]).sum(0)
-                errors[bool(graph.text[b, cluster])].append(gap.square().mean() / fitted.energy)
+                gap, weight = (pooled - signals.pooled)[b, members], weight[:, None, None, None]
+                error = (gap * weight).sum(0).square() if merged == "mean" else (gap.square() * weight).sum(0)
+                errors[bool(graph.text[b, cluster])].append(error.mean() / fitted.energy)
         other, text = errors[False], errors[True]
         balance = min(1.0, len(other) / max(1, len(text))) if other else 1.0
         mean = {name: torch.stack(found).mean() if found else torch.tensor(0.0) for name, found in errors.items()}
         expected.append(mean[False] + balance * mean[True])
-    torch.testing.assert_close(node_loss(pooled, signals, graph, fitted.energy, "mse"), torch.stack(expected))
+    torch.testing.assert_close(node_loss(pooled, signals, graph, fitted.energy, "mse", merged), torch.stack(expected))
 
 
 def test_edge_loss_equals_the_naive_loop() -> None:
@@ -220,7 +192,7 @@ def test_pearson_forgives_scale_and_shift() -> None:
     signals = teacher_signals()
     fitted = statistics(signals)
     graph = build_graph(signals, fitted, GraphConfig(merge=False))
-    loss = node_loss(signals.pooled * 3 + 2, signals, graph, fitted.energy, "pearson")
+    loss = node_loss(signals.pooled * 3 + 2, signals, graph, fitted.energy, "pearson", "members")
     torch.testing.assert_close(loss, torch.zeros(B), atol=1e-4, rtol=0)
 
 

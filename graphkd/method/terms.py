@@ -1,0 +1,61 @@
+"""Loss terms that several methods share: class logits, box deltas, standardised features, means over nodes.
+
+Every term is [B], one value a page, so that the training loop can normalise by the global batch.
+Legend: ``B`` pages, ``N`` nodes a page (padded), ``C`` channels, ``K`` classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div, smooth_l1_loss
+
+from graphkd.signals import TeacherSignals
+
+
+def require_same_nodes(student_pooled: Tensor, signals: TeacherSignals) -> None:
+    """Raise ValueError where the two networks' node features [B, N, C, P, P] differ in shape, naming both."""
+    if student_pooled.shape != signals.pooled.shape:
+        raise ValueError(
+            f"student nodes {tuple(student_pooled.shape)} and teacher nodes {tuple(signals.pooled.shape)} differ; "
+            "pool both at the same boxes and adapt the student's channels"
+        )
+
+
+def logit_loss(logits: Tensor, signals: TeacherSignals, temperature: float) -> Tensor:
+    """``T^2 KL(teacher || student)`` of class probabilities (Hinton et al., 2015), mean over nodes, [B]."""
+    assert signals.logits is not None
+    student = (logits.float() / temperature).log_softmax(dim=-1)
+    teacher = (signals.logits.float() / temperature).log_softmax(dim=-1)
+    divergence = kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)
+    return temperature**2 * masked_mean(divergence, signals.valid)
+
+
+def box_loss(deltas: Tensor, signals: TeacherSignals) -> Tensor:
+    """Smooth L1 between the deltas of the teacher's class, mean over foreground nodes, [B].
+
+    Foreground are nodes whose most probable class is not background. Deltas are taken times the usual coder weights
+    (10, 10, 5, 5), the scale at which they have unit variance (Ren et al., 2015).
+    """
+    assert signals.deltas is not None and signals.logits is not None
+    classes = signals.logits[..., :-1].argmax(dim=-1)
+    foreground = signals.valid & (signals.logits.argmax(dim=-1) < signals.logits.shape[-1] - 1)
+    index = classes[..., None, None].expand(*classes.shape, 1, 4)
+    student = _unit_variance(deltas.float().gather(2, index).squeeze(2))
+    teacher = _unit_variance(signals.deltas.float().gather(2, index).squeeze(2))
+    return masked_mean(smooth_l1_loss(student, teacher, reduction="none").sum(dim=-1), foreground)
+
+
+def _unit_variance(deltas: Tensor) -> Tensor:
+    return torch.cat([deltas[..., :2] * 10, deltas[..., 2:] * 5], dim=-1)  # no constant to copy to a GPU
+
+
+def standardised(features: Tensor) -> Tensor:
+    """Each channel with mean 0 and variance 1 over the positions (PKD, Cao et al., NeurIPS 2022); same shape."""
+    centred = features - features.mean(dim=(-2, -1), keepdim=True)
+    return centred / (centred.square().mean(dim=(-2, -1), keepdim=True) + 1e-6).sqrt()
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the True entries of each row, 0 with a gradient path where there is none: [B, N] -> [B]."""
+    return torch.where(mask, values, 0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)

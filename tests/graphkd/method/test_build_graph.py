@@ -1,0 +1,156 @@
+"""The whole graph: its switches, and what must not change it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from graphkd.method import GraphConfig, LossWeights, StructuredGraph, TeacherStatistics, build_graph, graphkd_loss
+from graphkd.method.adjacency import all_pairs
+from graphkd.method.graph import node_lengths
+from graphkd.pages import RegionPredictions
+from graphkd.signals import TeacherSignals
+from tests.graphkd.method.toy import B, C, K, N, statistics, student_side, teacher_signals
+
+pytestmark = pytest.mark.method
+
+SIGNALS = teacher_signals(nodes=(N, N))
+FITTED = statistics(SIGNALS)
+NAMES = ("boxes", "valid", "scores", "classes", "logits", "deltas", "pooled")
+
+
+def graph_of(signals: TeacherSignals, **switches: Any) -> StructuredGraph:
+    return build_graph(signals, FITTED, GraphConfig(**switches))
+
+
+def permuted(signals: TeacherSignals, order: Tensor) -> TeacherSignals:
+    return TeacherSignals(**{name: getattr(signals, name)[:, order] for name in NAMES})
+
+
+def clusters(graph: StructuredGraph, page: int) -> set[frozenset[int]]:
+    numbers = graph.merge.cluster[page].tolist()
+    return {frozenset(i for i, own in enumerate(numbers) if own == number) for number in numbers}
+
+
+def test_the_toy_page_has_all_that_a_graph_can_have() -> None:
+    graph = graph_of(SIGNALS)
+    assert graph.adjacent.any() and graph.text.any() and (graph.valid & ~graph.text).any()
+    assert (graph.valid.sum(dim=1) < N).any(), "nothing merged"
+
+
+def test_without_merging_every_node_stays() -> None:
+    graph = graph_of(SIGNALS, merge=False)
+    assert torch.equal(graph.valid, SIGNALS.valid)
+    assert torch.equal(graph.membership, torch.eye(N).expand(B, N, N))
+
+
+def test_without_categories_no_node_is_text_and_nothing_merges() -> None:
+    graph = graph_of(SIGNALS, categorizer="none")
+    assert not graph.text.any()
+    assert torch.equal(graph.valid, SIGNALS.valid)
+
+
+def test_the_complete_graph_joins_all_pairs() -> None:
+    graph = graph_of(SIGNALS, edges="complete", merge=False)
+    assert torch.equal(graph.adjacent, all_pairs(SIGNALS.valid))
+
+
+def test_without_edges_there_is_no_edge_and_no_loop() -> None:
+    graph = graph_of(SIGNALS, edges="none")
+    assert not graph.adjacent.any() and not graph.inner.any()
+
+
+def test_cosine_edges_ignore_the_scale_of_the_student() -> None:
+    pooled, _ = student_side()
+    graph = graph_of(SIGNALS, lengths="cosine")
+    weights = LossWeights(node=0, logits=0, boxes=0)
+    plain = graphkd_loss(pooled, None, SIGNALS, graph, FITTED, weights)["kd_edge"]
+    scaled = graphkd_loss(pooled * 7, None, SIGNALS, graph, FITTED, weights)["kd_edge"]
+    torch.testing.assert_close(plain, scaled)
+    assert float(plain.detach().sum()) > 0
+
+
+def test_unrelated_nodes_are_about_the_square_root_of_two_apart_in_any_width() -> None:
+    for channels in (4, 64):
+        sample = torch.randn(4000, channels, generator=torch.Generator().manual_seed(0))
+        fitted = replace(FITTED, whitening=torch.eye(channels))
+        lengths = node_lengths(sample[None, :50], fitted, "mahalanobis")
+        assert float(lengths[all_pairs(torch.ones(1, 50, dtype=torch.bool))].square().mean()) == pytest.approx(
+            2, rel=0.15
+        )
+
+
+@pytest.mark.parametrize("switches", [{}, {"merge": False}, {"edges": "complete"}, {"lengths": "cosine"}])
+@given(order=st.permutations(range(N)))
+@settings(max_examples=10, deadline=None)
+def test_permuting_nodes_permutes_the_graph(order: list[int], switches: dict[str, Any]) -> None:
+    index = torch.tensor(order)
+    plain, moved = graph_of(SIGNALS, **switches), graph_of(permuted(SIGNALS, index), **switches)
+    for page in range(B):
+        expected = {frozenset(order.index(node) for node in cluster) for cluster in clusters(plain, page)}
+        assert clusters(moved, page) == expected
+    # Merged nodes may be numbered by another member; seen from the original nodes, the edges are the same.
+    seen = [
+        graph.adjacent.gather(1, graph.merge.cluster[..., None].expand(B, N, N)).gather(
+            2, graph.merge.cluster[:, None, :].expand(B, N, N)
+        )
+        for graph in (plain, moved)
+    ]
+    assert torch.equal(seen[1], seen[0][:, index][:, :, index])
+
+
+@given(scale=st.sampled_from([0.25, 0.5, 2.0, 8.0]), shift=st.integers(0, 512))
+@settings(max_examples=10, deadline=None)
+def test_moving_and_scaling_the_page_changes_nothing(scale: float, shift: int) -> None:
+    # Multiples of 1/8 px, so that the moved page has the very same proportions in floating point.
+    boxes = (SIGNALS.boxes * 8).round() / 8
+    plain = graph_of(replace(SIGNALS, boxes=boxes))
+    moved = graph_of(replace(SIGNALS, boxes=boxes * scale + shift))
+    assert torch.equal(plain.adjacent, moved.adjacent)
+    assert torch.equal(plain.merge.cluster, moved.merge.cluster)
+    torch.testing.assert_close(plain.membership, moved.membership)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.01), (torch.bfloat16, 0.05)])
+def test_low_precision_features_stay_within_tolerance_of_fp32(dtype: torch.dtype, tolerance: float) -> None:
+    """Every term within 1% for fp16 and 5% for bf16: the rounding of the features themselves."""
+    pooled, regions = student_side()
+    graph = graph_of(SIGNALS)
+    low = replace(
+        SIGNALS,
+        pooled=SIGNALS.pooled.to(dtype),
+        logits=SIGNALS.logits.to(dtype) if SIGNALS.logits is not None else None,
+        deltas=SIGNALS.deltas.to(dtype) if SIGNALS.deltas is not None else None,
+    )
+    low_regions = RegionPredictions(logits=regions.logits.to(dtype), deltas=regions.deltas.to(dtype))
+    exact = graphkd_loss(pooled, regions, SIGNALS, graph, FITTED, LossWeights())
+    rounded = graphkd_loss(pooled.to(dtype), low_regions, low, graph, FITTED, LossWeights())
+    for name, values in exact.items():
+        assert rounded[name].dtype == torch.float32
+        torch.testing.assert_close(rounded[name], values, rtol=tolerance, atol=1e-3)
+
+
+def test_flags_that_do_not_fit_the_teachers_classes_name_both() -> None:
+    fitted: TeacherStatistics = replace(FITTED, text_classes=torch.tensor([True, False]))
+    with pytest.raises(ValueError, match=f"logits of {K} classes and background, but 2 classes have a text flag"):
+        build_graph(SIGNALS, fitted, GraphConfig())
+
+
+@pytest.mark.gpu
+def test_cpu_and_gpu_agree() -> None:
+    pooled, regions = student_side()
+    on_gpu = RegionPredictions(logits=regions.logits.cuda(), deltas=regions.deltas.cuda())
+    fitted = FITTED.to("cuda")
+    cpu = graphkd_loss(pooled, regions, SIGNALS, graph_of(SIGNALS), FITTED, LossWeights())
+    graph = build_graph(SIGNALS.to("cuda"), fitted, GraphConfig())
+    gpu = graphkd_loss(pooled.cuda(), on_gpu, SIGNALS.to("cuda"), graph, fitted, LossWeights())
+    assert torch.equal(graph.merge.cluster.cpu(), graph_of(SIGNALS).merge.cluster)
+    for name, values in cpu.items():
+        torch.testing.assert_close(gpu[name].cpu(), values, rtol=1e-4, atol=1e-5)
+    assert pooled.shape[2] == C
