@@ -116,6 +116,8 @@ class RunSettings(Frozen):
 
     folder: Path | None = None
     """Run folder; by default ``runs/<name>``."""
+    init: Path | None = None
+    """Run folder whose newest checkpoint this run starts from; what does not fit (other classes, say) starts anew."""
     seed: int = Field(default=0, ge=0)
     """Keys weights, order, views and sampling."""
     checkpoint_every: int = Field(default=1000, ge=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from graphkd.detectors import DetectorModule, build_detector
 from graphkd.errors import CheckpointError, ConfigError
@@ -25,6 +26,23 @@ def new_detector(config: RunConfig, num_classes: int) -> DetectorModule:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         return build_detector(config.detector, num_classes, config.data.view.canvas, tensors)
+
+
+def start_from(detector: DetectorModule, folder: Path) -> list[str]:
+    """Give ``detector`` the weights of the run in ``folder`` where name and shape fit; gives the names that did not.
+
+    Raises CheckpointError where the run has no complete checkpoint, or fewer than half of the tensors fit.
+    """
+    checkpoint, own = run_checkpoint(folder), detector.state_dict()
+    tensors = _detector_tensors(checkpoint)
+    fitting = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
+    if len(fitting) < len(own) / 2:
+        raise CheckpointError(
+            f"only {len(fitting)} of the detector's {len(own)} tensors fit those of {checkpoint.folder}; "
+            "run.init wants a run with the same backbone and widths"
+        )
+    detector.load_state_dict(fitting, strict=False)
+    return [name for name in own if name not in fitting]
 
 
 def dataset_classes(config: RunConfig, dataset: PackedDataset) -> int:
@@ -67,12 +85,15 @@ def trained_detector(
     """
     bare = config.model_copy(update={"detector": config.detector.model_copy(update={"weights": "none"})})
     detector = new_detector(bare, num_classes)
+    restore_module(detector, _detector_tensors(checkpoint), checkpoint.folder)
+    return detector.to(device).eval().requires_grad_(False)
+
+
+def _detector_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     tensors = load_weights(checkpoint.folder / "model.safetensors")
-    own = {
+    return {
         name.removeprefix(DETECTOR_PREFIX): value for name, value in tensors.items() if name.startswith(DETECTOR_PREFIX)
     }
-    restore_module(detector, own, checkpoint.folder)
-    return detector.to(device).eval().requires_grad_(False)
 
 
 def checkpoint_at(path: Path) -> Checkpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from graphkd.errors import ConfigError
 from pipeline.config import RunConfig
 from pipeline.data.dataset import PackedDataset
 from pipeline.evaluate.detector import evaluate
@@ -33,7 +34,10 @@ def prepare(config: RunConfig) -> None:
     dataset_classes(config, dataset)
     if config.data.val is not None:
         dataset_classes(config, PackedDataset(config.data.val))
+    if config.run.init is not None:
+        run_checkpoint(config.run.init)
     if config.method.name != "none" and config.teacher is not None:
+        _require_text_flags(config, dataset)
         teacher = open_teacher(config)
         if config.teacher.signals == "cache":
             identity = cache_identity(config, teacher, dataset)
@@ -42,6 +46,16 @@ def prepare(config: RunConfig) -> None:
     if config.method.name != "none" and config.teacher is not None:
         device = pick_device(config.engine.device, 0)
         ensure_statistics(config, open_teacher(config), dataset, device)
+
+
+def _require_text_flags(config: RunConfig, dataset: PackedDataset) -> None:
+    method = config.method
+    if method.name == "graphkd" and method.graph.categorizer != "none" and not any(dataset.text_classes):
+        raise ConfigError(
+            f"method.graph.categorizer {method.graph.categorizer} sorts text from the rest, but none of the categories "
+            f"of {dataset.folder} ({', '.join(dataset.class_names)}) is flagged as text; pack it with --text NAME, or "
+            "set method.graph.categorizer=none"
+        )
 
 
 def train_run(config: RunConfig, progress: Callable[[dict[str, Any]], None] | None = None) -> Checkpoint:

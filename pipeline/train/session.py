@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from pipeline.runs.checkpoint import (
     save_checkpoint,
 )
 from pipeline.runs.metrics import Metrics
-from pipeline.runs.trained import CHECKPOINTS, dataset_classes, new_detector
+from pipeline.runs.trained import CHECKPOINTS, dataset_classes, new_detector, start_from
 from pipeline.runs.world import World
 from pipeline.teacher.cache_read import CachedTeacher
 from pipeline.teacher.identity import cache_identity, open_teacher, statistics_identity
@@ -33,6 +34,7 @@ from pipeline.teacher.statistics import STATISTICS_FILE, read_statistics
 from pipeline.train.loop import Training, train
 from pipeline.train.optim import build_optimizer
 
+log = logging.getLogger(__name__)
 Reporter = Callable[[int, dict[str, Any] | None], None]
 
 
@@ -66,6 +68,9 @@ def run_worker(config: RunConfig, world: World, report: Reporter | None = None) 
 def build_step(config: RunConfig, dataset: PackedDataset, device: torch.device) -> TrainingStep:
     """The detector with its first weights, the method, and the teacher's statistics where one takes part."""
     detector = new_detector(config, dataset_classes(config, dataset))
+    if config.run.init is not None:
+        anew = start_from(detector, config.run.init)
+        log.info("starting from %s; %d tensors start anew: %s", config.run.init, len(anew), ", ".join(anew) or "none")
     statistics = None
     if config.method.name != "none":
         teacher = open_teacher(config)

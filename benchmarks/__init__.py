@@ -1,0 +1,1 @@
+"""Benchmarks and studies; each prints a table and, last, one JSON line."""

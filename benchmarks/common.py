@@ -1,0 +1,50 @@
+"""What the benchmarks share: interleaved timing, and the one JSON line at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+
+def interleaved(pairs: int, *works: Callable[[], object]) -> list[list[float]]:
+    """Seconds of each of ``works``, taken in turns ``pairs`` times after one untimed turn."""
+    seconds: list[list[float]] = [[] for _ in works]
+    for turn in range(pairs + 1):
+        for work, own in zip(works, seconds, strict=True):
+            begin = time.perf_counter()
+            work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                own.append(time.perf_counter() - begin)
+    return seconds
+
+
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
+    """Median of the ratios pair by pair, with the smallest and the largest."""
+    ratios = [one / other for one, other in zip(numerator, denominator, strict=True)]
+    return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures come from."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {
+        "device": device,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def finish(result: dict[str, Any]) -> None:
+    """Print the machine and the figures as the last line."""
+    print(json.dumps({**result, "machine": machine()}))

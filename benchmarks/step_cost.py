@@ -1,0 +1,158 @@
+"""What distilling costs beside training the student alone: the graph and its losses, and the whole step.
+
+    python -m benchmarks.step_cost
+    python -m benchmarks.step_cost --canvas 640 448 --pairs 7
+
+Ratios within one run, median of interleaved pairs with the smallest and the largest. The student is a ResNet-18 with
+the published widths. Small pages make the student's own step cheap, so the shares shown are above those at 800 px.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import finish, interleaved, ratio
+from graphkd.method import GraphConfig, LossWeights, TeacherStatistics, build_graph, graphkd_loss
+from graphkd.pages import PageBatch, RegionPredictions
+from graphkd.signals import TeacherSignals
+from pipeline.config import RunConfig, resolve
+from pipeline.data.dataset import PackedDataset
+from pipeline.data.loader import PageItems, collate
+from pipeline.data.order import SampleRef
+from pipeline.data.pack import pack
+from pipeline.synth import write_pages
+from pipeline.teacher.cache_build import build_cache
+from pipeline.train.run import train_run
+from pipeline.train.session import build_step, signal_source
+
+PAGES = 8
+CHANNELS, SIDE, CLASSES = 256, 7, 11
+
+
+def graph_work(pages: int, nodes: int, device: torch.device, filled: float = 1.0) -> Callable[[], None]:
+    """Graph and losses of ``pages`` pages with ``nodes`` nodes, forward and backward, on random features."""
+    generator = torch.Generator().manual_seed(0)
+    columns = 4
+    place = torch.arange(nodes)
+    low = torch.stack([(place % columns) * 200.0, (place // columns) * 24.0], dim=-1).expand(pages, nodes, 2)
+    low = low + torch.rand(pages, nodes, 2, generator=generator) * 4
+    signals = TeacherSignals(
+        boxes=torch.cat([low, low + torch.tensor([180.0, 16.0])], dim=-1),
+        valid=(place < filled * nodes).expand(pages, nodes),
+        scores=torch.ones(pages, nodes),
+        classes=torch.zeros(pages, nodes, dtype=torch.long),
+        logits=torch.randn(pages, nodes, CLASSES + 1, generator=generator),
+        deltas=torch.randn(pages, nodes, CLASSES, 4, generator=generator),
+        pooled=torch.randn(pages, nodes, CHANNELS, SIDE, SIDE, generator=generator),
+    ).to(device)
+    fitted = TeacherStatistics(
+        mean=torch.zeros(CHANNELS),
+        covariance=torch.eye(CHANNELS),
+        whitening=torch.eye(CHANNELS),
+        energy=1.0,
+        discriminant=torch.zeros(2 * CHANNELS),
+        thresholds={"teacher_class": -1.0},
+        text_classes=torch.arange(CLASSES) < 8,
+        accuracy={},
+    ).to(device)
+    student = torch.randn(pages, nodes, CHANNELS, SIDE, SIDE, generator=generator).to(device).requires_grad_()
+    regions = RegionPredictions(
+        logits=torch.randn(pages, nodes, CLASSES + 1, generator=generator).to(device).requires_grad_(),
+        deltas=torch.randn(pages, nodes, CLASSES, 4, generator=generator).to(device).requires_grad_(),
+    )
+
+    def work() -> None:
+        graph = build_graph(signals, fitted, GraphConfig())
+        terms = graphkd_loss(student, regions, signals, graph, fitted, LossWeights())
+        torch.stack([values.sum() for values in terms.values()]).sum().backward()
+
+    return work
+
+
+def run_config(folder: Path, name: str, canvas: list[int], **changes: Any) -> RunConfig:
+    content: dict[str, Any] = {
+        "name": name,
+        "data": {
+            "train": str(folder / "data"),
+            "loader_workers": 0,
+            "view": {"canvas": canvas, "shortest_edge": [min(canvas), min(canvas)]},
+        },
+        "detector": {"backbone": "resnet18", "norm": "frozen", "anchor_sizes": [12, 24, 48, 96, 160]},
+        "schedule": {"steps": 1, "batch": PAGES, "reference_batch": PAGES},
+        "engine": {"name": "local"},
+        "run": {"folder": str(folder / name), "eval_batch": PAGES},
+    }
+    return resolve(content | changes, name)
+
+
+def step_work(config: RunConfig, dataset: PackedDataset, batch: PageBatch, device: torch.device) -> Callable[[], None]:
+    """One training step on ``batch``: what the teacher says (read from the cache anew), forward, backward, update."""
+    module = build_step(config, dataset, device).train()
+    source = signal_source(config, dataset, device)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-6)
+
+    def work() -> None:
+        terms = module(batch, source.signals(batch))
+        optimizer.zero_grad(set_to_none=True)
+        (torch.stack([values.sum() for values in terms.values()]).sum() / PAGES).backward()
+        optimizer.step()
+
+    return work
+
+
+def steps(folder: Path, canvas: list[int], device: torch.device) -> dict[str, Callable[[], None]]:
+    """The student's step alone, with GraphKD from a cache, and with GraphKD and a live teacher of ResNet-50."""
+    write_pages(folder / "pages", count=PAGES, seed=0, width=canvas[1], height=canvas[0])
+    pack(folder / "pages" / "annotations.json", folder / "pages" / "images", folder / "data")
+    dataset = PackedDataset(folder / "data")
+    big = {"backbone": "resnet50", "norm": "frozen", "anchor_sizes": [12, 24, 48, 96, 160]}
+    train_run(run_config(folder, "teacher", canvas, detector=big))
+    nodes = {"count": 64, "min_score": 0.0, "nms_iou": 1.0}  # an untrained teacher: take all it proposes
+    teacher = {"run": str(folder / "teacher"), "nodes": nodes, "statistics_pages": PAGES}
+    method = {"name": "graphkd"}
+    cached = run_config(folder, "cached", canvas, method=method, teacher=teacher)
+    live = run_config(folder, "live", canvas, method=method, teacher={**teacher, "signals": "live"})
+    build_cache(cached, device)
+    items = PageItems(dataset, cached.data.view, 0, -1)
+    batch = collate([items[SampleRef(0, sample)] for sample in range(PAGES)]).to(device)
+    configs = {"alone": run_config(folder, "alone", canvas), "cached": cached, "live": live}
+    return {name: step_work(config, dataset, batch, device) for name, config in configs.items()}
+
+
+def main() -> None:
+    """Run the benchmark and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--canvas", type=int, nargs=2, default=[320, 224], help="height and width, px")
+    parser.add_argument("--pairs", type=int, default=7)
+    given = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        works = steps(Path(folder), given.canvas, device)
+        graph = graph_work(PAGES, 64, device)
+        seconds = interleaved(given.pairs, works["alone"], works["cached"], works["live"], graph)
+    alone, cached, live, graph_only = seconds
+    shares = {
+        "graph and losses, 8 pages x 64 nodes": ratio(graph_only, alone),
+        "step with cached signals": ratio(cached, alone),
+        "step with a live ResNet-50 teacher": ratio(live, alone),
+    }
+    print(f"ResNet-18 student alone, {PAGES} pages of {given.canvas} px: {statistics.median(alone):.2f} s a step")
+    for name, values in shares.items():
+        print(f"{name:<40} {values['median']:.3f}  ({values['low']:.3f} to {values['high']:.3f}) of that")
+    growth = {}
+    for nodes in (64, 256, 1024):
+        work = graph_work(1, nodes, device)
+        growth[nodes] = statistics.median(interleaved(3, work)[0])
+        print(f"graph and losses of one page with {nodes:>4} nodes: {1000 * growth[nodes]:9.1f} ms")
+    finish({"shares": shares, "seconds_of_nodes": growth, "canvas": given.canvas, "step_s": statistics.median(alone)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""A step cannot tell a cached teacher from a live one: equal losses on equal nodes, within a bound per precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from graphkd.pages import PageBatch
+from pipeline.config import RunConfig, resolve
+from pipeline.data.dataset import PackedDataset
+from pipeline.data.loader import PageItems, collate
+from pipeline.data.order import SampleRef
+from pipeline.teacher.cache_build import build_cache
+from pipeline.teacher.precision import Precision, decode, encode
+from pipeline.train.run import train_run
+from pipeline.train.session import build_step, signal_source
+from tests.common import small_run
+
+pytestmark = [pytest.mark.method, pytest.mark.cache]
+
+CPU = torch.device("cpu")
+VIEW = {"view": {"canvas": [128, 96], "shortest_edge": [96, 96]}}
+BATCH = 4  # pages at a time when the cache is built, and in the step that it is compared with
+
+
+@pytest.fixture(scope="module")
+def folder(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds a trained teacher."""
+    out = tmp_path_factory.mktemp("live-and-cached")
+    train_run(resolve(small_run(out, dataset_folder, "teacher", data=VIEW), "teacher"))
+    return out
+
+
+def student(folder: Path, packed: Path, **teacher: Any) -> RunConfig:
+    settings = {"run": str(folder / "teacher"), "statistics_pages": 8, "nodes": {"count": 12, "min_score": 0.0}}
+    sections = {"method": {"name": "graphkd"}, "data": VIEW, "teacher": {**settings, **teacher}}
+    return resolve(small_run(folder, packed, "student", **sections), "student")
+
+
+def cached(folder: Path, packed: Path, precision: Precision) -> RunConfig:
+    config = student(folder, packed, cache_dtype=precision, cache=str(folder / f"cache-{precision}"))
+    build_cache(config, CPU)
+    return config
+
+
+def pages(config: RunConfig, samples: range) -> PageBatch:
+    items = PageItems(PackedDataset(config.data.train), config.data.view, config.run.seed, config.views)
+    return collate([items[SampleRef(0, sample)] for sample in samples])
+
+
+def losses(config: RunConfig, batch: PageBatch) -> dict[str, Tensor]:
+    dataset = PackedDataset(config.data.train)
+    step = build_step(config, dataset, CPU).train()
+    terms = step(batch, signal_source(config, dataset, CPU).signals(batch))
+    return {name: values.detach() for name, values in terms.items()}
+
+
+def live(folder: Path, config: RunConfig) -> RunConfig:
+    """The same student with a live teacher and the same statistics."""
+    assert config.teacher is not None
+    return config.model_copy(update={"teacher": config.teacher.model_copy(update={"signals": "live"})})
+
+
+def test_an_fp32_cache_gives_the_live_losses_bit_for_bit_at_equal_batch(folder: Path, dataset_folder: Path) -> None:
+    config = cached(folder, dataset_folder, "fp32")
+    batch = pages(config, range(BATCH))
+    ours, theirs = (
+        losses(config, batch),
+        losses(live(folder, config).model_copy(), pages(live(folder, config), range(BATCH))),
+    )
+    assert {"kd_node", "kd_edge", "kd_logits", "kd_boxes"} <= set(ours)
+    for name, values in theirs.items():
+        assert torch.equal(ours[name], values), name
+
+
+@pytest.mark.parametrize("samples", [range(2), range(3, 9)])
+def test_an_fp32_cache_gives_the_live_losses_at_any_batch(folder: Path, dataset_folder: Path, samples: range) -> None:
+    config = cached(folder, dataset_folder, "fp32")
+    batch = pages(config, samples)
+    ours, theirs = losses(config, batch), losses(live(folder, config), batch)
+    for name, values in theirs.items():
+        torch.testing.assert_close(ours[name], values, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp16", 2e-3), ("int8", 3e-2)])
+def test_rounded_caches_stay_within_their_bound(
+    folder: Path, dataset_folder: Path, precision: Precision, bound: float
+) -> None:
+    """Each distillation term within 0.2% (fp16) and 3% (int8) of the live one, over all pages with regions."""
+    config = cached(folder, dataset_folder, precision)
+    batch = pages(config, range(8))
+    ours, theirs = losses(config, batch), losses(live(folder, config), batch)
+    for name in ("kd_node", "kd_edge", "kd_logits", "kd_boxes"):
+        assert float(ours[name].sum()) == pytest.approx(float(theirs[name].sum()), rel=bound), name
+
+
+def test_int8_is_off_by_at_most_half_a_scale() -> None:
+    pooled = np.random.default_rng(0).normal(size=(5, 4, 3, 3)).astype(np.float32)
+    pooled[:, 2] = 0
+    stored, scales = encode(pooled, "int8")
+    assert stored.dtype == np.int8 and scales.shape == (4,)
+    np.testing.assert_allclose(scales, np.abs(pooled).max(axis=(0, 2, 3)) / 127, rtol=1e-6)
+    assert (np.abs(decode(stored, scales) - pooled) <= scales[:, None, None] * 0.5001).all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_page_without_nodes_can_be_stored(precision: Precision) -> None:
+    stored, scales = encode(np.zeros((0, 4, 3, 3), dtype=np.float32), precision)
+    assert decode(stored, scales).shape == (0, 4, 3, 3)
