@@ -42,8 +42,9 @@ class MethodConfig(BaseModel):
     nodes: Literal["fixed", "student"] = "fixed"
     """fixed: boxes chosen with the teacher, so that a cache works; student: among the student's proposals of the
     step, as Dsig was published, which needs a live teacher."""
-    inherit: bool = False
-    """Whether the student starts from the teacher's heads and pyramid outputs where it has the same widths."""
+    inherit: bool | None = None
+    """Whether the student starts from the teacher's heads and pyramid outputs; by default graphkd does where every
+    part has the same shape in both, and no other method does."""
     graph: GraphConfig = GraphConfig()
     """How graphkd's graph is built."""
     weights: LossWeights = LossWeights()
@@ -167,22 +168,27 @@ class TrainingStep(nn.Module):
             )
 
 
-def inherit(student: DetectorModule, teacher: DetectorModule) -> list[str]:
+def inherit(student: DetectorModule, teacher: DetectorModule, method: MethodConfig) -> list[str]:
     """Start the student's heads and pyramid outputs from the teacher's; gives the names of what was taken over.
 
     Imitated features can be read by the head that they were made for, so that a student need not learn its own from
     nothing (Kang et al., "Instance-Conditional Knowledge Distillation", NeurIPS 2021, call it inheriting).
 
     Raises:
-        CacheError: where a part has another shape in the two, naming both.
+        CacheError: where ``method.inherit`` is true and a part has another shape in the two, naming both.
     """
+    if method.inherit is False or (method.inherit is None and method.name != "graphkd"):
+        return []
     theirs, ours = teacher.inheritable(), student.inheritable()
     for name, values in theirs.items():
-        if name not in ours or ours[name].shape != values.shape:
-            own = tuple(ours[name].shape) if name in ours else "none"
-            raise CacheError(
-                f"{name} is {tuple(values.shape)} in the teacher and {own} in the student; give both the same "
-                "architecture, fpn_channels and head_width, or set method.inherit=false"
-            )
+        if name in ours and ours[name].shape == values.shape:
+            continue
+        if method.inherit is None:
+            return []
+        own = tuple(ours[name].shape) if name in ours else "none"
+        raise CacheError(
+            f"{name} is {tuple(values.shape)} in the teacher and {own} in the student; give both the same "
+            "architecture, fpn_channels and head_width, or leave method.inherit out"
+        )
     student.load_state_dict(theirs, strict=False)
     return list(theirs)

@@ -19,7 +19,7 @@ from graphkd.method.terms import box_loss, logit_loss, masked_mean, require_same
 from graphkd.pages import RegionPredictions
 from graphkd.signals import TeacherSignals
 
-NodeMetric = Literal["mse", "pearson"]
+NodeMetric = Literal["scaled", "mse", "pearson"]
 Merged = Literal["members", "mean"]
 
 
@@ -30,8 +30,9 @@ class LossWeights(BaseModel):
 
     node: float = Field(default=1.0, ge=0)
     """Weight of the node terms."""
-    node_metric: NodeMetric = "mse"
-    """mse on features as they are, or pearson: each channel standardised over the positions first (PKD)."""
+    node_metric: NodeMetric = "scaled"
+    """scaled: squared errors over each channel's variance between the teacher's nodes; mse: over the teacher's mean
+    square; pearson: between channels standardised over the positions (PKD)."""
     merged: Merged = "members"
     """How a merged node errs: members for the mean of its members' errors, mean for the error of their mean feature."""
     edge: float = Field(default=2.0, ge=0)
@@ -72,9 +73,7 @@ def graphkd_loss(
     require_same_nodes(student_pooled, signals)
     terms: dict[str, Tensor] = {}
     if weights.node:
-        terms["kd_node"] = weights.node * node_loss(
-            student_pooled, signals, graph, statistics.energy, weights.node_metric, weights.merged
-        )
+        terms["kd_node"] = weights.node * node_loss(student_pooled, signals, graph, statistics, weights)
     if weights.edge:
         terms["kd_edge"] = weights.edge * edge_loss(student_pooled, signals, graph, statistics, weights.text_edge)
     if student_regions is not None and signals.logits is not None and signals.deltas is not None:
@@ -89,28 +88,39 @@ def node_loss(
     student_pooled: Tensor,
     signals: TeacherSignals,
     graph: StructuredGraph,
-    energy: float,
-    metric: NodeMetric,
-    merged: Merged,
+    statistics: TeacherStatistics,
+    weights: LossWeights,
 ) -> Tensor:
     """``L_nontext + a L_text`` on merged nodes, [B]; ``a = min(1, N_nontext / N_text)``, 1 without non-text nodes.
 
-    The squared error is in the teacher's mean square ``energy``, so that one weight suits any teacher. A merged
-    node counts once. Its error is the area-weighted mean of its members' errors, or the error of their area-weighted
-    mean feature, in which what one member lacks and another has too much cancels.
+    A merged node counts once. Its error is the area-weighted mean of its members' errors, or the error of their
+    area-weighted mean feature, in which what one member lacks and another has too much cancels.
     """
     student, teacher = student_pooled.float(), signals.pooled.float()
-    if merged == "mean":
+    if weights.merged == "mean":
         student, teacher = graph.merged(student), graph.merged(teacher)
-    if metric == "pearson":
-        student, teacher, energy = standardised(student), standardised(teacher), 1.0
-    error = (student - teacher).square().mean(dim=(-3, -2, -1)) / energy
-    if merged == "members":
+    error = node_errors(student, teacher, statistics, weights.node_metric)
+    if weights.merged == "members":
         error = graph.merged(error)
     text, other = graph.text, graph.valid & ~graph.text
     balance = (other.sum(dim=1) / text.sum(dim=1).clamp(min=1)).clamp(max=1)
     balance = torch.where(other.any(dim=1), balance, 1)
     return masked_mean(error, other) + balance * masked_mean(error, text)
+
+
+def node_errors(student: Tensor, teacher: Tensor, statistics: TeacherStatistics, metric: NodeMetric) -> Tensor:
+    """How far each node is from the teacher's: float32 [B, N, C, P, P] twice -> [B, N].
+
+    ``scaled``: ``mean_cp (s - t)^2 / (sigma_c^2 + g mean sigma^2)``, the squared Mahalanobis distance under the
+    covariance's diagonal over C. ``mse``: ``mean_cp (s - t)^2 / mean t^2``, Dsig's error in a scale that suits any
+    teacher. ``pearson``: the error of standardised channels, ``2 (1 - r)`` (PKD, Cao et al., NeurIPS 2022).
+    """
+    if metric == "pearson":
+        return (standardised(student) - standardised(teacher)).square().mean(dim=(-3, -2, -1))
+    by_channel = (student - teacher).square().mean(dim=(-2, -1))
+    if metric == "scaled":
+        return (by_channel * statistics.channel_scale).mean(dim=-1)
+    return by_channel.mean(dim=-1) / statistics.energy
 
 
 def edge_loss(

@@ -15,6 +15,8 @@ from graphkd.method.edges import CovarianceAccumulator, descriptors, whitening
 from graphkd.method.text import Categorizer, moments, text_score
 from graphkd.signals import TeacherSignals
 
+CHANNEL_SHRINKAGE = 0.1  # keeps channels that hardly vary between nodes from counting without bound
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherStatistics:
@@ -36,6 +38,12 @@ class TeacherStatistics:
     """bool [K]: which classes are text."""
     accuracy: dict[Categorizer, float]
     """For each categoriser, balanced accuracy on the nodes it was fitted to, 0 to 1."""
+
+    @property
+    def channel_scale(self) -> Tensor:
+        """float32 [C]: ``1 / (sigma_c^2 + g mean sigma^2)``, sigma^2 the variance of descriptors, g = .1."""
+        variance = self.covariance.diagonal()
+        return 1 / (variance + CHANNEL_SHRINKAGE * variance.mean()).clamp(min=1e-12)
 
     def to(self, device: torch.device | str) -> TeacherStatistics:
         """Move every tensor to ``device``."""

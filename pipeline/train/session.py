@@ -76,8 +76,8 @@ def build_step(config: RunConfig, dataset: PackedDataset, device: torch.device) 
         teacher = open_teacher(config)
         identity = statistics_identity(config, teacher, dataset)
         statistics = read_statistics(config.cache_folder / STATISTICS_FILE, identity).to(device)
-        if config.method.inherit:
-            inherit(detector, teacher.detector(dataset.num_classes, torch.device("cpu")))
+        taken = inherit(detector, teacher.detector(dataset.num_classes, torch.device("cpu")), config.method)
+        log.info("%d tensors inherited from %s", len(taken), teacher.settings.run)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         return TrainingStep(detector, config.method, statistics).to(device)

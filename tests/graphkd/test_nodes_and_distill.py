@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from graphkd.detectors import DetectorConfig, DetectorModule, build_detector
-from graphkd.distill import MethodConfig, TrainingStep
+from graphkd.distill import MethodConfig, TrainingStep, inherit
 from graphkd.errors import CacheError
-from graphkd.method import StatisticsAccumulator
-from graphkd.nodes import NodePolicy, live_signals
+from graphkd.method import StatisticsAccumulator, TeacherStatistics
+from graphkd.nodes import NodePolicy, live_signals, teacher_pass
 from graphkd.pages import PageBatch
 from graphkd.signals import TeacherSignals
 
 CANVAS, CLASSES, COUNT = (128, 96), 3, 12
 
 
-def detector(architecture: str = "faster_rcnn", channels: int = 16, **changes: object) -> DetectorModule:
-    torch.manual_seed(0)
+def detector(architecture: str = "faster_rcnn", channels: int = 16, seed: int = 0, **changes: object) -> DetectorModule:
+    torch.manual_seed(seed)
     settings = {
         "architecture": architecture,
         "backbone": "resnet18",
@@ -84,14 +84,18 @@ def test_unlikely_proposals_are_no_nodes(batch: PageBatch) -> None:
     assert signals.valid.sum(dim=1).tolist() == [3, 0]
 
 
+def fitted(signals: TeacherSignals) -> TeacherStatistics:
+    accumulator = StatisticsAccumulator(text_classes=torch.tensor([True, True, False]))
+    accumulator.add(signals, signals.valid)
+    return accumulator.finish()
+
+
 @pytest.mark.parametrize("architecture", ["faster_rcnn", "retinanet"])
 @pytest.mark.parametrize("channels", [16, 24])
 def test_a_step_reaches_every_student_parameter(batch: PageBatch, architecture: str, channels: int) -> None:
     signals = signals_of(batch)
-    accumulator = StatisticsAccumulator(text_classes=torch.tensor([True, True, False]))
-    accumulator.add(signals, signals.valid)
     student = detector(architecture, channels)
-    step = TrainingStep(student, MethodConfig(name="graphkd"), accumulator.finish())
+    step = TrainingStep(student, MethodConfig(name="graphkd"), fitted(signals))
     terms = step(batch, signals)
     assert {"kd_node", "kd_edge"} <= set(terms)
     assert ("kd_logits" in terms) == (architecture == "faster_rcnn")
@@ -107,9 +111,7 @@ def test_the_student_alone_needs_no_teacher(batch: PageBatch) -> None:
 
 def test_another_pooled_side_is_refused_by_name(batch: PageBatch) -> None:
     signals = signals_of(batch)
-    accumulator = StatisticsAccumulator(text_classes=torch.tensor([True, True, False]))
-    accumulator.add(signals, signals.valid)
-    step = TrainingStep(detector(pooled_side=5), MethodConfig(name="graphkd"), accumulator.finish())
+    step = TrainingStep(detector(pooled_side=5), MethodConfig(name="graphkd"), fitted(signals))
     with pytest.raises(CacheError, match="teacher pools 7 x 7 and the student 5 x 5"):
         step(batch, signals)
 
@@ -117,3 +119,78 @@ def test_another_pooled_side_is_refused_by_name(batch: PageBatch) -> None:
 def test_statistics_need_two_nodes() -> None:
     with pytest.raises(ValueError, match="at least 2 nodes, got 0"):
         StatisticsAccumulator(text_classes=torch.tensor([True])).finish()
+
+
+@pytest.mark.parametrize("channels", [16, 24])
+@pytest.mark.parametrize("method", ["dsig", "pkd", "graphkd"])
+def test_methods_differ_in_their_terms_only(batch: PageBatch, method: str, channels: int) -> None:
+    teacher = detector().eval()
+    signals = live_signals(teacher, batch, NodePolicy(count=COUNT, min_score=0.0), maps=True)
+    torch.manual_seed(1)
+    step = TrainingStep(detector(channels=channels), MethodConfig(name=method), fitted(signals))
+    terms = step(batch, signals)
+    own = {
+        "dsig": {"kd_node", "kd_edge", "kd_logits", "kd_boxes", "kd_maps"},
+        "pkd": {"kd_maps"},
+        "graphkd": {"kd_node", "kd_edge", "kd_logits", "kd_boxes"},
+    }
+    assert {name for name in terms if name.startswith("kd_")} == own[method]
+    alone = TrainingStep(detector(channels=channels), MethodConfig())(batch, None)
+    assert all(torch.equal(terms[name], values) for name, values in alone.items())
+    torch.stack(list(terms.values())).sum().backward()
+    assert all(parameter.grad is not None for parameter in step.parameters() if parameter.requires_grad)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("method", ["dsig", "graphkd"])
+def test_nodes_of_the_students_choice_are_its_own_proposals(batch: PageBatch, method: str) -> None:
+    policy = NodePolicy(count=COUNT, min_score=0.0, nms_iou=1.0)
+    teacher, student = detector().eval(), detector(seed=7)
+    statistics = fitted(live_signals(teacher, batch, policy))
+    said = teacher_pass(teacher, batch, policy, maps=True)
+    terms = TrainingStep(student, MethodConfig(name=method, nodes="student"), statistics)(batch, said)
+    assert {"kd_node", "kd_edge"} <= set(terms)
+    features = student.features(batch.images, batch.image_sizes())
+    proposals, _ = student.propose_and_losses(features, batch.targets())
+    chosen = said.signals(proposals, batch.targets())
+    own = proposals.boxes[1].detach()
+    assert all((own == box).all(dim=1).any() for box in chosen.boxes[1][chosen.valid[1]])
+    fixed = live_signals(teacher, batch, policy)
+    assert not torch.equal(chosen.boxes[1], fixed.boxes[1])
+
+
+def test_a_student_inherits_all_that_reads_the_pyramid(batch: PageBatch) -> None:
+    teacher, student = detector(), detector(seed=7)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    taken = inherit(student, teacher, MethodConfig(name="graphkd"))
+    assert any("rpn" in name for name in taken) and any("box_predictor" in name for name in taken)
+    assert any("fpn.layer_blocks" in name for name in taken)
+    theirs = teacher.state_dict()
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, theirs[name] if name in taken else before[name]), name
+    assert not any("body" in name or "inner_blocks" in name for name in taken)
+
+
+def test_inheriting_from_another_width_is_left_out_or_refused_naming_both() -> None:
+    assert inherit(detector(channels=16), detector(channels=24), MethodConfig(name="graphkd")) == []
+    with pytest.raises(CacheError, match=r"is \(.*24.*\) in the teacher and \(.*16.*\) in the student"):
+        inherit(detector(channels=16), detector(channels=24), MethodConfig(name="graphkd", inherit=True))
+
+
+@pytest.mark.parametrize(("method", "inherits"), [("none", False), ("dsig", False), ("pkd", False), ("graphkd", True)])
+def test_only_graphkd_inherits_unasked(method: str, inherits: bool) -> None:
+    assert bool(inherit(detector(), detector(), MethodConfig(name=method))) == inherits
+    assert inherit(detector(), detector(), MethodConfig(name=method, inherit=True))
+    assert not inherit(detector(), detector(), MethodConfig(name=method, inherit=False))
+
+
+def test_a_cache_of_another_width_than_the_statistics_names_both(batch: PageBatch) -> None:
+    step = TrainingStep(detector(), MethodConfig(name="graphkd"), fitted(signals_of(batch)))
+    wide = live_signals(detector(channels=24).eval(), batch, NodePolicy(count=COUNT, min_score=0.0))
+    with pytest.raises(CacheError, match="nodes have 24 channels and its statistics 16"):
+        step(batch, wide)
+
+
+def test_overlap_is_with_ground_truth_of_the_same_page_only(batch: PageBatch) -> None:
+    boxes = torch.stack([batch.boxes[:2], batch.boxes[:2]])
+    assert batch.overlapping(boxes).tolist() == [[True, True], [False, False]]

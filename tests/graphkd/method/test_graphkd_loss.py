@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphkd.method import GraphConfig, LossWeights, StatisticsAccumulator, TeacherStatistics, build_graph, graphkd_loss
 from graphkd.method.edges import descriptors
-from graphkd.method.losses import Merged, edge_loss, node_loss
+from graphkd.method.losses import Merged, NodeMetric, edge_loss, node_loss
 from graphkd.method.terms import box_loss, logit_loss
 from graphkd.pages import RegionPredictions
 from graphkd.signals import TeacherSignals
@@ -27,8 +27,23 @@ def all_terms(
     return graphkd_loss(pooled, regions, signals, graph, fitted, weights or LossWeights())
 
 
+def naive_error(student: Tensor, teacher: Tensor, fitted: TeacherStatistics, metric: NodeMetric) -> Tensor:
+    """The error of one node [C, P, P], one channel at a time."""
+    variances = [float(fitted.covariance[c, c]) for c in range(C)]
+    total = torch.tensor(0.0)
+    for c in range(C):
+        s, t, over = student[c], teacher[c], fitted.energy
+        if metric == "pearson":
+            s, t, over = (s - s.mean()) / s.std(unbiased=False), (t - t.mean()) / t.std(unbiased=False), 1.0
+        if metric == "scaled":
+            over = variances[c] + 0.1 * sum(variances) / C
+        total = total + (s - t).square().mean() / over
+    return total / C
+
+
+@pytest.mark.parametrize("metric", ["scaled", "mse", "pearson"])
 @pytest.mark.parametrize("merged", ["members", "mean"])
-def test_node_loss_equals_the_naive_loop(merged: Merged) -> None:
+def test_node_loss_equals_the_naive_loop(merged: Merged, metric: NodeMetric) -> None:
     signals = teacher_signals()
     fitted = statistics(signals)
     graph = build_graph(signals, fitted, GraphConfig())
@@ -41,14 +56,22 @@ def test_node_loss_equals_the_naive_loop(merged: Merged) -> None:
             members = [i for i in range(N) if int(graph.merge.cluster[b, i]) == cluster and signals.valid[b, i]]
             if members:
                 weight = areas[b, members] / areas[b, members].sum()
-                gap, weight = (pooled - signals.pooled)[b, members], weight[:, None, None, None]
-                error = (gap * weight).sum(0).square() if merged == "mean" else (gap.square() * weight).sum(0)
-                errors[bool(graph.text[b, cluster])].append(error.mean() / fitted.energy)
+                sides = [pooled[b, members], signals.pooled[b, members]]
+                if merged == "mean":
+                    sides = [(side * weight[:, None, None, None]).sum(0, keepdim=True) for side in sides]
+                error = torch.stack([naive_error(*pair, fitted, metric) for pair in zip(*sides, strict=True)])
+                error = error.sum() if merged == "mean" else (error * weight).sum()
+                errors[bool(graph.text[b, cluster])].append(error)
         other, text = errors[False], errors[True]
         balance = min(1.0, len(other) / max(1, len(text))) if other else 1.0
         mean = {name: torch.stack(found).mean() if found else torch.tensor(0.0) for name, found in errors.items()}
         expected.append(mean[False] + balance * mean[True])
-    torch.testing.assert_close(node_loss(pooled, signals, graph, fitted.energy, "mse", merged), torch.stack(expected))
+    torch.testing.assert_close(
+        node_loss(pooled, signals, graph, fitted, LossWeights(merged=merged, node_metric=metric)),
+        torch.stack(expected),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_edge_loss_equals_the_naive_loop() -> None:
@@ -192,7 +215,7 @@ def test_pearson_forgives_scale_and_shift() -> None:
     signals = teacher_signals()
     fitted = statistics(signals)
     graph = build_graph(signals, fitted, GraphConfig(merge=False))
-    loss = node_loss(signals.pooled * 3 + 2, signals, graph, fitted.energy, "pearson", "members")
+    loss = node_loss(signals.pooled * 3 + 2, signals, graph, fitted, LossWeights(node_metric="pearson"))
     torch.testing.assert_close(loss, torch.zeros(B), atol=1e-4, rtol=0)
 
 

@@ -73,3 +73,26 @@ def test_a_linear_scale_moves_rate_and_steps_along() -> None:
 def test_no_scale_leaves_the_schedule() -> None:
     plain = ScheduleConfig(batch=32, lr_scale="none")
     assert plain.scaled().steps == plain.steps
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("name: pkd", "pkd with nodes fixed learns from the teacher's whole maps"),
+        ("name: dsig, nodes: student", "dsig with nodes student learns from the teacher at the student's proposals"),
+        ("name: graphkd, nodes: student", "set teacher.signals=live"),
+        ("name: pkd, nodes: student", "pkd compares whole maps and has no nodes"),
+    ],
+)
+def test_what_no_cache_holds_is_refused_with_the_remedy(tmp_path: Path, method: str, message: str) -> None:
+    path = write(tmp_path, "run.yaml", f"name: x\ndata: {{train: a}}\nmethod: {{{method}}}\nteacher: {{run: t}}")
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+    if "pkd, nodes" not in method:
+        assert load_config(path, ["teacher.signals=live"]).method.needs_live_teacher
+
+
+@pytest.mark.parametrize("method", ["none", "dsig", "graphkd"])
+def test_methods_that_a_cache_serves_are_one_word_apart(tmp_path: Path, method: str) -> None:
+    path = write(tmp_path, "run.yaml", "name: x\ndata: {train: a}\nmethod: {name: graphkd}\nteacher: {run: t}")
+    assert load_config(path, [f"method.name={method}"]).method.name == method

@@ -20,7 +20,7 @@ from pipeline.train.loop import global_mean
 from pipeline.train.optim import learning_rate
 from pipeline.train.run import evaluate_run, train_run
 from pipeline.train.smoke import smoke
-from tests.common import small_run
+from tests.common import SMALL_DETECTOR, small_run
 
 CPU = torch.device("cpu")
 
@@ -177,6 +177,55 @@ def test_a_build_goes_on_with_what_is_complete(trained: Path, dataset_folder: Pa
 def test_a_changed_config_is_refused_with_the_difference(trained: Path, dataset_folder: Path) -> None:
     with pytest.raises(OutputError, match=r"schedule\.lr was 0\.001, is 0\.5"):
         train_run(small(trained, dataset_folder, "teacher", schedule={"lr": 0.5}))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "dsig"},
+        {"name": "dsig", "nodes": "student"},
+        {"name": "pkd"},
+        {"name": "graphkd", "nodes": "student"},
+    ],
+)
+def test_every_method_trains_on_the_same_pages(trained: Path, dataset_folder: Path, method: dict[str, Any]) -> None:
+    signals = "live" if method["name"] == "pkd" or "nodes" in method else "cache"
+    name = f"{method['name']}-{len(method)}"
+    config = student(trained, dataset_folder, name, method=method, teacher={"signals": signals})
+    train_run(config)
+    lines = read_metrics(config.folder)
+    assert len(lines) == 4 and all(math.isfinite(value) for line in lines for value in line["terms"].values())
+    assert any(name.startswith("kd_") for name in lines[-1]["terms"])
+
+
+def test_a_run_starts_from_another_runs_weights(trained: Path, dataset_folder: Path) -> None:
+    teacher = small(trained, dataset_folder, "teacher")
+    config = small(trained, dataset_folder, "tuned", run={"init": str(teacher.folder)}, schedule={"lr": 1e-9})
+    train_run(config)
+    first, second = weights(teacher), weights(config)
+    assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+    orphan = small(trained, dataset_folder, "orphan", run={"init": str(trained / "nowhere")})
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        train_run(orphan)
+
+
+def test_a_run_of_another_backbone_is_no_start(trained: Path, dataset_folder: Path) -> None:
+    changed = {**SMALL_DETECTOR, "backbone": "mobilenetv3_small_100"}
+    init = {"init": str(trained / "teacher")}
+    with pytest.raises(CheckpointError, match=r"only \d+ of the detector's \d+ tensors fit"):
+        train_run(small(trained, dataset_folder, "other-start", run=init, detector=changed))
+
+
+def test_a_dataset_without_text_classes_is_refused_naming_them(
+    coco_folder: Path, trained: Path, tmp_path: Path
+) -> None:
+    from pipeline.data.pack import pack
+
+    packed = tmp_path / "packed"
+    pack(coco_folder / "annotations.json", coco_folder / "images", packed, text=[])
+    config = student(trained, packed, "no-text")
+    with pytest.raises(ConfigError, match=r"none of the categories of .*\(Text, Picture, Title\) is flagged as text"):
+        train_run(config)
 
 
 def test_what_is_missing_is_named_before_anything_is_written(
