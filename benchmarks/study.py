@@ -1,57 +1,95 @@
-"""Trains student pairs under every method and ablation, with several seeds, and prints means, spreads and gains.
+"""Trains students under every method and ablation, with several seeds, and prints means, spreads and gains.
 
-    python benchmarks/study.py --out runs/study                      # synthetic pages, quickstart's schedule
-    python benchmarks/study.py --out runs/study --schedule long --variants none dsig pkd graphkd
-    python benchmarks/study.py --out runs/study --pages polish-gov --data data/polish-gov
+    python -m benchmarks.study --out runs/study                       # the short schedule: the quickstart's
+    python -m benchmarks.study --out runs/study --table long          # four times as long
+    python -m benchmarks.study --out runs/study --table polish-gov --data data/polish-gov
 
-Finished runs are appended to OUT/results.jsonl; started again, the study goes on with those that are missing. All
-variants of one table share pages, views, teacher, schedule and seeds. Ends with one JSON line.
+Teacher and cache are made once; finished students are appended to OUT/results.jsonl, and started again the study goes
+on with those that are missing. All variants of a table share pages, views, teacher, schedule and seeds. Ends with one
+JSON line. ``--try NAME:key=value,key=value`` adds a variant.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import re
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+from benchmarks.common import finish
+from benchmarks.study_table import print_table, summarise
 
-VARIANTS: dict[str, list[str]] = {
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "quickstart"
+LIVE, GRAPHKD = "teacher.signals=live", "method.name=graphkd"
+
+METHODS: dict[str, list[str]] = {
     "none": ["method.name=none"],
     "dsig": ["method.name=dsig"],
-    "dsig, student's nodes": ["method.name=dsig", "method.nodes=student", "teacher.signals=live"],
-    "pkd": ["method.name=pkd", "teacher.signals=live"],
-    "graphkd": ["method.name=graphkd"],
-    "graphkd, student's nodes": ["method.name=graphkd", "method.nodes=student", "teacher.signals=live"],
-    "no merging": ["method.name=graphkd", "method.graph.merge=false"],
-    "no categories": ["method.name=graphkd", "method.graph.categorizer=none"],
-    "moments": ["method.name=graphkd", "method.graph.categorizer=moments"],
-    "cosine": ["method.name=graphkd", "method.graph.lengths=cosine"],
-    "complete graph": ["method.name=graphkd", "method.graph.edges=complete"],
-    "no edges": ["method.name=graphkd", "method.graph.edges=none"],
-    "mse nodes": ["method.name=graphkd", "method.weights.node_metric=mse"],
-    "pearson nodes": ["method.name=graphkd", "method.weights.node_metric=pearson"],
-    "no logits": ["method.name=graphkd", "method.weights.logits=0"],
-    "no boxes": ["method.name=graphkd", "method.weights.boxes=0"],
-    "nodes alone": [
-        "method.name=graphkd",
+    "pkd": ["method.name=pkd", LIVE],
+    "graphkd": [GRAPHKD],
+}
+INHERITING: dict[str, list[str]] = {
+    "inheriting alone": [
+        GRAPHKD,
+        *[f"method.weights.{term}=0" for term in ("node", "edge", "logits", "boxes")],
+    ],
+    "dsig, inheriting": ["method.name=dsig", "method.inherit=true"],
+    "pkd, inheriting": ["method.name=pkd", LIVE, "method.inherit=true"],
+}
+ABLATIONS: dict[str, list[str]] = {
+    "graphkd, no inheriting": [GRAPHKD, "method.inherit=false"],
+    "graphkd, no merging": [GRAPHKD, "method.graph.merge=false"],
+    "graphkd, no categories": [GRAPHKD, "method.graph.categorizer=none"],
+    "graphkd, cosine edges": [GRAPHKD, "method.graph.lengths=cosine"],
+    "graphkd, complete graph": [GRAPHKD, "method.graph.edges=complete"],
+    "graphkd, mse nodes": [GRAPHKD, "method.weights.node_metric=mse"],
+    "graphkd, pearson nodes": [GRAPHKD, "method.weights.node_metric=pearson"],
+    "graphkd, no logits": [GRAPHKD, "method.weights.logits=0"],
+    "graphkd, nodes alone": [
+        GRAPHKD,
         "method.graph.edges=none",
         "method.graph.merge=false",
         "method.graph.categorizer=none",
     ],
-    "no inheriting": ["method.name=graphkd", "method.inherit=false"],
-    "dsig, inheriting": ["method.name=dsig", "method.inherit=true"],
-    "pkd, inheriting": ["method.name=pkd", "teacher.signals=live", "method.inherit=true"],
-    "inheriting alone": [
-        "method.name=graphkd",
-        "method.inherit=true",
-        *[f"method.weights.{term}=0" for term in ("node", "edge", "logits", "boxes")],
+    "graphkd, few nodes": [
+        GRAPHKD,
+        LIVE,
+        "teacher.cache={out}/few-nodes",  # of its own statistics; they depend on the nodes
+        *("teacher.nodes." + part for part in ("nms_iou=0.5", "min_score=0.1")),
     ],
+    "graphkd, student's nodes": [GRAPHKD, "method.nodes=student", LIVE],
+    "dsig, student's nodes": ["method.name=dsig", "method.nodes=student", LIVE],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One table of the study."""
+
+    pages: str
+    steps: int
+    """Student steps of 4 pages."""
+    variants: dict[str, list[str]]
+
+
+TABLES = {
+    "short": Table(pages="synthetic", steps=160, variants=METHODS | INHERITING | ABLATIONS),
+    "long": Table(pages="synthetic", steps=640, variants=METHODS | INHERITING),
+    "polish-gov": Table(pages="polish-gov", steps=160, variants=METHODS | INHERITING),
+}
+LAYOUT = {
+    "synthetic": [],
+    "polish-gov": ["data.view.canvas=[320, 224]", "detector.anchor_sizes=[16, 32, 64, 128, 256]"],
+}
+# One view of every page for all students: what a cache of one view holds, so that no method sees more than another.
+ONE_VIEW = {"synthetic": "data.view.shortest_edge=[192, 192]", "polish-gov": "data.view.shortest_edge=[224, 224]"}
+TEACHERS = {
+    "synthetic": ["schedule.steps=1000", "schedule.lr=2.0e-3"],
+    "polish-gov": ["schedule.steps=500", "data.view.shortest_edge=[200, 224]"],
 }
 
 
@@ -59,53 +97,36 @@ VARIANTS: dict[str, list[str]] = {
 class Run:
     """One student of the study."""
 
-    pages: str
-    schedule: str
+    table: str
     variant: str
     seed: int
-    folder: str
-    config: str
     overrides: tuple[str, ...]
 
     @property
-    def key(self) -> tuple[str, str, str, int]:
-        return self.pages, self.schedule, self.variant, self.seed
+    def key(self) -> tuple[str, str, int]:
+        return self.table, self.variant, self.seed
 
 
-def train_student(run: Run) -> dict[str, Any]:
-    """Train and score one student on one thread; runs in a process of its own."""
+def train(config_file: str, overrides: tuple[str, ...], threads: int) -> dict[str, Any]:
+    """Train and score one run in this process."""
     import torch
 
     from pipeline.config import load_config
     from pipeline.runs.metrics import read_metrics
     from pipeline.train.run import evaluate_run, train_run
 
-    torch.set_num_threads(1)
-    config = load_config(Path(run.config), run.overrides)
+    torch.set_num_threads(threads)
+    config = load_config(CONFIGS / config_file, overrides)
     train_run(config)
     figures = evaluate_run(config)
     last = read_metrics(config.folder)[-1]
-    return {
-        **asdict(run),
-        "ap": figures["ap"],
-        "ap50": figures["ap50"],
-        "ap75": figures["ap75"],
-        "seconds": last["seconds"],
-        "terms": last["terms"],
-    }
+    scores = {name: figures[name] for name in ("ap", "ap50", "ap75", "per_class")}
+    return {**scores, "seconds": last["seconds"], "terms": last["terms"]}
 
 
-def study_overrides(out: Path, data: Path, pages: str, folder: Path, seed: int) -> list[str]:
-    """What every run of one table shares: pages in one view, teacher, engine."""
-    return [
-        f"data.train={data / 'train'}",
-        f"data.val={data / 'val'}",
-        "engine.name=local",
-        "engine.threads=1",
-        "run.checkpoint_every=100000",
-        f"run.folder={folder}",
-        f"run.seed={seed}",
-    ]
+def train_student(run: Run) -> dict[str, Any]:
+    """Train and score one student on one thread; runs in a process of its own."""
+    return {**asdict(run), **train("student-graphkd.yaml", run.overrides, threads=1)}
 
 
 def make_synthetic(out: Path) -> Path:
@@ -113,7 +134,7 @@ def make_synthetic(out: Path) -> Path:
     from pipeline.data.pack import pack
     from pipeline.synth import write_pages
 
-    data = out / "data" / "synthetic"
+    data = out / "data"
     for split, count, seed in (("train", 640, 0), ("val", 192, 1)):
         if not (data / split / "dataset.json").exists():
             pages = out / "pages" / split
@@ -122,35 +143,47 @@ def make_synthetic(out: Path) -> Path:
     return data
 
 
-def planned(
-    out: Path, data: Path, pages: str, schedule: str, variants: dict[str, list[str]], seeds: list[int], steps: int
-) -> list[Run]:
+def shared(out: Path, data: Path, pages: str, folder: Path, start: Path | None) -> list[str]:
+    """What every run on these pages has in common."""
+    engine = ["engine.name=local", "run.checkpoint_every=100000", "run.log_every=50"]
+    where = [f"data.train={data / 'train'}", f"data.val={data / 'val'}", f"run.folder={folder}"]
+    init = [] if start is None else [f"run.init={start}"]
+    return [*where, *engine, *LAYOUT[pages], *init]
+
+
+def make_teacher(out: Path, data: Path, pages: str, jobs: int) -> dict[str, Any]:
+    """Train the teacher of these pages and build its cache; real pages start from the synthetic teacher."""
+    import torch
+
+    from pipeline.config import load_config
+    from pipeline.teacher.cache_build import build_cache
+
+    folder = teacher_folder(out, pages)
+    start = None if pages == "synthetic" else teacher_folder(out, "synthetic")
+    overrides = (*shared(out, data, pages, folder, start), *TEACHERS[pages])
+    figures = train("teacher.yaml", overrides, threads=jobs)
+    student = [*shared(out, data, pages, out / "unused", None), ONE_VIEW[pages], f"teacher.run={folder}"]
+    build_cache(load_config(CONFIGS / "student-graphkd.yaml", student), torch.device("cpu"))
+    return figures
+
+
+def teacher_folder(out: Path, pages: str) -> Path:
+    return out / "runs" / pages / "teacher"
+
+
+def planned(out: Path, data: Path, name: str, variants: dict[str, list[str]], seeds: list[int]) -> list[Run]:
+    """Every run of a table, seed by seed; students on real pages start from one trained alone on synthetic pages."""
+    table = TABLES[name]
+    start = None if table.pages == "synthetic" else out / "runs" / "synthetic" / "short" / "none-0"
+    teacher = f"teacher.run={teacher_folder(out, table.pages)}"
     runs = []
     for seed in seeds:
-        for name, changes in variants.items():
-            folder = (
-                out
-                / "runs"
-                / pages
-                / schedule
-                / f"{name.replace(' ', '-').replace(',', '').replace(chr(39), '')}-{seed}"
-            )
-            shared = study_overrides(out, data, pages, folder, seed)
-            teacher = [f"teacher.run={out / 'teachers' / pages}", f"teacher.cache={out / 'caches' / pages}"]
-            view = ["data.view.shortest_edge=[192, 192]"]  # one view for all: what a cache of one view holds
-            overrides = (*shared, *teacher, *view, f"schedule.steps={steps}", *changes)
-            config = CONFIGS / "quickstart" / "student-graphkd.yaml"
-            runs.append(
-                Run(
-                    pages=pages,
-                    schedule=schedule,
-                    variant=name,
-                    seed=seed,
-                    folder=str(folder),
-                    config=str(config),
-                    overrides=overrides,
-                )
-            )
+        for variant, changes in variants.items():
+            folder = out / "runs" / table.pages / name / f"{re.sub('[^a-z0-9]+', '-', variant)}-{seed}"
+            common = shared(out, data, table.pages, folder, start)
+            own = [f"schedule.steps={table.steps}", f"run.seed={seed}", *(text.format(out=out) for text in changes)]
+            overrides = (*common, ONE_VIEW[table.pages], teacher, *own)
+            runs.append(Run(table=name, variant=variant, seed=seed, overrides=overrides))
     return runs
 
 
@@ -159,7 +192,8 @@ def finished(path: Path) -> list[dict[str, Any]]:
 
 
 def run_all(runs: list[Run], results: Path, jobs: int) -> None:
-    done = {(row["pages"], row["schedule"], row["variant"], row["seed"]) for row in finished(results)}
+    """Train what is missing from ``results``, ``jobs`` students at a time."""
+    done = {(row["table"], row["variant"], row["seed"]) for row in finished(results)}
     missing = [run for run in runs if run.key not in done]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         futures = [pool.submit(train_student, run) for run in missing]
@@ -167,55 +201,35 @@ def run_all(runs: list[Run], results: Path, jobs: int) -> None:
             row = future.result()
             with results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            print(
-                f"{number}/{len(missing)} {row['schedule']} {row['variant']} seed {row['seed']}: "
-                f"AP {100 * row['ap']:.1f} in {row['seconds']:.0f} s",
-                flush=True,
-            )
-
-
-def table(rows: list[dict[str, Any]], variants: list[str]) -> list[dict[str, Any]]:
-    """Mean, spread over seeds (sample standard deviation) and gain over none, seed by seed, in AP points."""
-    by_variant = {name: {row["seed"]: 100 * row["ap"] for row in rows if row["variant"] == name} for name in variants}
-    alone = by_variant.get("none", {})
-    summary = []
-    for name, scores in by_variant.items():
-        if not scores:
-            continue
-        gains = [score - alone[seed] for seed, score in scores.items() if seed in alone]
-        summary.append(
-            {
-                "variant": name,
-                "runs": len(scores),
-                "ap": statistics.mean(scores.values()),
-                "spread": statistics.stdev(scores.values()) if len(scores) > 1 else 0.0,
-                "gain": statistics.mean(gains) if gains else None,
-                "gain_spread": statistics.stdev(gains) if len(gains) > 1 else 0.0,
-            }
-        )
-    return summary
+            where = f"{number}/{len(missing)} {row['table']}, {row['variant']}, seed {row['seed']}"
+            print(f"{where}: AP {100 * row['ap']:.1f} in {row['seconds']:.0f} s", flush=True)
 
 
 def main() -> None:
+    """Run one table of the study and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pages", default="synthetic")
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--schedule", default="short")
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
-    parser.add_argument("--change", nargs="+", default=[], help="NAME:override,override of further variants.")
+    parser.add_argument("--table", choices=list(TABLES), default="short")
+    parser.add_argument("--data", type=Path, help="folder with packed train/ and val/ of real pages")
+    parser.add_argument("--variants", nargs="+", help="by default those of the table")
+    parser.add_argument("--try", nargs="+", default=[], dest="tried", metavar="NAME:key=value,key=value")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=2, help="students at a time, one thread each")
     given = parser.parse_args()
-    variants = {name: VARIANTS[name] for name in given.variants}
-    variants |= {text.split(":")[0]: text.split(":")[1].split("|") for text in given.change}
+    table = TABLES[given.table]
+    variants = {name: table.variants[name] for name in given.variants or table.variants}
+    for text in given.tried:
+        name, _, changes = text.partition(":")
+        variants[name] = changes.split(",")
     data = given.data or make_synthetic(given.out)
-    runs = planned(given.out, data, given.pages, given.schedule, variants, given.seeds, given.steps)
-    run_all(runs, given.out / "results.jsonl", given.jobs)
-    rows = [row for row in finished(given.out / "results.jsonl") if row["schedule"] == given.schedule]
-    for line in table(rows, list(variants)):
-        print(line)
+    teacher = make_teacher(given.out, data, table.pages, given.jobs)
+    results = given.out / "results.jsonl"
+    run_all(planned(given.out, data, given.table, variants, given.seeds), results, given.jobs)
+    rows = [row for row in finished(results) if row["table"] == given.table and row["variant"] in variants]
+    summary = summarise(rows, list(variants))
+    print(f"{table.pages} pages, {table.steps} steps of 4 pages; teacher AP {100 * teacher['ap']:.1f}")
+    print_table(summary)
+    finish({"table": given.table, "teacher_ap": teacher["ap"], "variants": summary})
 
 
 if __name__ == "__main__":

@@ -22,17 +22,17 @@ from graphkd.signals import TeacherSignals
 class NodePolicy(BaseModel):
     """Which boxes become nodes: the ground truth, then the teacher's proposals by foreground score.
 
-    Of 64 nodes made with a suppression at IoU .7 alone, two thirds had a near duplicate and about half of the
-    proposals were background; hence the tighter class-agnostic suppression and the least score.
+    Many of them are near duplicates or background; a tighter suppression and a higher least score, which drop those,
+    distilled worse (``docs/method.md``): such nodes show the student where boxes end and what is nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     count: int = Field(default=64, ge=1)
     """N, the most nodes a page may have."""
-    nms_iou: float = Field(default=0.5, gt=0, le=1)
+    nms_iou: float = Field(default=0.7, gt=0, le=1)
     """IoU above which the weaker of two nodes is dropped, whatever their classes; ground truth is never dropped."""
-    min_score: float = Field(default=0.1, ge=0, lt=1)
+    min_score: float = Field(default=0.01, ge=0, lt=1)
     """Least foreground probability that the teacher gives a proposal."""
     candidates: int = Field(default=4, ge=1)
     """Proposals scored per node, so that the region head does not run on all of them."""

@@ -37,7 +37,7 @@ class QuickstartSize:
 
 
 SIZES = {
-    "full": QuickstartSize(train_pages=640, val_pages=96, teacher_steps=520, student_steps=400),
+    "full": QuickstartSize(train_pages=640, val_pages=96, teacher_steps=520, student_steps=160),
     # Enough to run every stage and learn something, in a few minutes; its AP says nothing about the method.
     "small": QuickstartSize(train_pages=96, val_pages=24, teacher_steps=60, student_steps=40),
 }
