@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from graphkd.method.boxes import meets_any
+LARGEST_TABLE = 1 << 22  # entries of one bool table, 4 MiB: 8 pages of 64 nodes fit twice, and so do most caches
 
 
 def adjacency(
@@ -58,7 +58,31 @@ def in_sight(boxes: Tensor, valid: Tensor, margin: float) -> Tensor:
     low, high = torch.minimum(first, second), torch.maximum(first, second)
     cut = margin * (high - low)
     low, high = low + cut, high - cut
-    return ~meets_any(low, high, boxes, valid, own=False)
+    return ~_meets_third(low, high, boxes, valid)
+
+
+def _meets_third(low: Tensor, high: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
+    """Whether the rectangle [low, high] of (i, j), float [B, N, N, 2] each, meets a valid box but i and j themselves.
+
+    Time grows with N cubed, which is what the question costs; memory is bounded, since beyond ``LARGEST_TABLE`` some
+    rows are taken at a time.
+    """
+    pages, nodes = valid.shape
+    some = max(1, LARGEST_TABLE // max(1, pages * nodes * nodes))
+    others = ~torch.eye(nodes, dtype=torch.bool, device=boxes.device)
+    left, top, right, bottom = boxes.transpose(1, 2).contiguous()[:, :, None, None, :].unbind(dim=1)
+    third = valid[:, None, None, :] & others[None, None]
+    rows = []
+    for first in range(0, nodes, some):
+        part = slice(first, first + some)
+        meets = low[:, part, :, 0, None] < right
+        meets &= high[:, part, :, 0, None] > left
+        meets &= low[:, part, :, 1, None] < bottom
+        meets &= high[:, part, :, 1, None] > top
+        meets &= third
+        meets &= others[None, part, None, :]
+        rows.append(meets.any(dim=-1))
+    return torch.cat(rows, dim=1) if rows else valid[:, :, None] & valid[:, None, :]
 
 
 def _median_height(boxes: Tensor, valid: Tensor) -> Tensor:
