@@ -195,7 +195,7 @@ def run_all(runs: list[Run], results: Path, jobs: int) -> None:
     """Train what is missing from ``results``, ``jobs`` students at a time."""
     done = {(row["table"], row["variant"], row["seed"]) for row in finished(results)}
     missing = [run for run in runs if run.key not in done]
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(train_student, run) for run in missing]
         for number, future in enumerate(as_completed(futures), start=1):
             row = future.result()

@@ -63,12 +63,18 @@ class MethodConfig(BaseModel):
     @property
     def uses_maps(self) -> bool:
         """Whether the teacher's whole pyramid is wanted; only a live teacher has it."""
-        return self.name == "pkd" or (self.name == "dsig" and self.dsig.maps > 0)
+        return self.name == "pkd" or self.maps_weight > 0
 
     @property
     def needs_live_teacher(self) -> bool:
-        """Whether no cache can serve: nodes of the student's choice, or a loss that is only on maps."""
-        return self.name == "pkd" or (self.name != "none" and self.nodes == "student")
+        """Whether no cache can serve: nodes of the student's choice, or a loss on maps that was asked for."""
+        chosen = self.name != "none" and self.nodes == "student"
+        return self.name == "pkd" or chosen or (self.name == "graphkd" and self.weights.maps > 0)
+
+    @property
+    def maps_weight(self) -> float:
+        """Weight of the whole pyramid's squared error in dsig and graphkd."""
+        return {"dsig": self.dsig.maps, "graphkd": self.weights.maps}.get(self.name, 0.0)
 
 
 class TrainingStep(nn.Module):
@@ -118,21 +124,26 @@ class TrainingStep(nn.Module):
     ) -> dict[str, Tensor]:
         nodes, regions = self._nodes(features, said)
         graph = build_graph(said, statistics, self.method.graph)
-        return graphkd_loss(nodes, regions, said, graph, statistics, self.method.weights)
+        terms = graphkd_loss(nodes, regions, said, graph, statistics, self.method.weights)
+        return terms | self._map_term(features, said, statistics)
 
     def _dsig(
         self, batch: PageBatch, features: Features, said: TeacherSignals, statistics: TeacherStatistics
     ) -> dict[str, Tensor]:
         nodes, regions = self._nodes(features, said)
-        weights = self.method.dsig
-        terms = dsig_loss(nodes, regions, said, batch.overlapping(said.boxes), statistics.energy, weights)
-        if weights.maps and said.maps is not None:
-            terms["kd_maps"] = weights.maps * map_loss(self._maps(features), said.maps, statistics.energy)
-        return terms
+        foreground = batch.overlapping(said.boxes)
+        terms = dsig_loss(nodes, regions, said, foreground, statistics.energy, self.method.dsig)
+        return terms | self._map_term(features, said, statistics)
 
     def _pkd(self, _: PageBatch, features: Features, said: TeacherSignals, __: TeacherStatistics) -> dict[str, Tensor]:
         assert said.maps is not None, "pkd runs with a live teacher"
         return pkd_loss(self._maps(features), said.maps, self.method.pkd)
+
+    def _map_term(self, features: Features, said: TeacherSignals, statistics: TeacherStatistics) -> dict[str, Tensor]:
+        weight = self.method.maps_weight
+        if not weight or said.maps is None:
+            return {}
+        return {"kd_maps": weight * map_loss(self._maps(features), said.maps, statistics.energy)}
 
     def _maps(self, features: Features) -> dict[str, Tensor]:
         return {name: self.adapter(maps) for name, maps in features.maps.items()}

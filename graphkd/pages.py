@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +58,8 @@ class PageBatch:
 
     def overlapping(self, boxes: Tensor, least: float = 0.5) -> Tensor:
         """Which boxes overlap ground truth of their own page: [B, N, 4] -> bool [B, N], IoU of ``least`` or more."""
+        from torchvision.ops import box_iou  # here, so that the method can be used without torchvision
+
         pages = torch.arange(len(self)).repeat_interleave(self.counts).to(boxes.device, non_blocking=True)
         own = torch.arange(len(self), device=boxes.device)[:, None] == pages  # [B, M]
         overlap = box_iou(boxes.flatten(0, 1), self.boxes).unflatten(0, boxes.shape[:2])

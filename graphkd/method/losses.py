@@ -45,6 +45,8 @@ class LossWeights(BaseModel):
     """Temperature of the class term (published: 1)."""
     boxes: float = Field(default=1.0, ge=0)
     """Weight of the box term (published: 1.0)."""
+    maps: float = Field(default=0.0, ge=0)
+    """Weight of the whole pyramid's squared error (published: 0.5), which only a live teacher has."""
 
 
 def graphkd_loss(

@@ -41,6 +41,13 @@ def test_importing_does_not_import_ray(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
 
 
+def test_the_method_needs_neither_ray_nor_files_nor_a_detector() -> None:
+    heavy = "{'ray', 'pipeline', 'timm', 'torchvision', 'webdataset', 'pyarrow', 'graphkd.detectors'}"
+    check = f"import sys, graphkd.method; sys.exit(str({heavy} & set(sys.modules) or 0))"
+    found = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+
+
 def test_the_command_line_starts_without_torch() -> None:
     check = "import sys, pipeline.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0

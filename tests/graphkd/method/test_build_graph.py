@@ -44,6 +44,31 @@ def test_the_toy_page_has_all_that_a_graph_can_have() -> None:
     assert (graph.valid.sum(dim=1) < N).any(), "nothing merged"
 
 
+def test_a_column_of_text_beside_a_picture_by_hand() -> None:
+    """Three paragraphs in one column and a picture across the gutter: the paragraphs become two nodes."""
+    boxes = torch.tensor([[[0.0, 0, 40, 10], [0, 12, 40, 22], [0, 24, 40, 34], [50, 0, 90, 34]]])
+    values = torch.tensor([0.0, 0.1, 1.0, 9.0])  # the first two are nearest
+    signals = TeacherSignals(
+        boxes=boxes,
+        valid=torch.ones(1, 4, dtype=torch.bool),
+        scores=torch.ones(1, 4),
+        classes=torch.tensor([[0, 0, 0, 2]]),
+        logits=torch.tensor([[[5.0, 0, 0, 0]] * 3 + [[0.0, 0, 5, 0]]]),
+        deltas=None,
+        pooled=values.view(1, 4, 1, 1, 1).expand(1, 4, C, 1, 1),
+    )
+    fitted = replace(FITTED, whitening=torch.eye(C), thresholds={"teacher_class": 0.0})
+    graph = build_graph(signals, fitted, GraphConfig())
+    assert graph.merge.cluster.tolist() == [[0, 0, 2, 3]]
+    assert graph.text.tolist() == [[True, False, True, False]]
+    assert graph.boxes[0, 0].tolist() == [0, 0, 40, 22]
+    assert graph.membership[0, 0].tolist() == [0.5, 0.5, 0, 0]
+    edges = {(i, j) for i, j in graph.adjacent[0].nonzero().tolist() if i < j}
+    assert edges == {(0, 2), (0, 3), (2, 3)}
+    loops = graph.self_loops(node_lengths(signals.pooled.flatten(2), fitted, "mahalanobis"))
+    torch.testing.assert_close(loops, torch.tensor([[0.1, 0, 0, 0]]), atol=1e-3, rtol=0)
+
+
 def test_without_merging_every_node_stays() -> None:
     graph = graph_of(SIGNALS, merge=False)
     assert torch.equal(graph.valid, SIGNALS.valid)

@@ -96,6 +96,12 @@ def test_dsig_equals_the_naive_loop() -> None:
     assert set(terms) == {"kd_node", "kd_edge", "kd_logits", "kd_boxes"}
 
 
+def test_pkd_by_hand() -> None:
+    teacher = {"0": torch.tensor([1.0, -1.0]).view(1, 1, 1, 2)}
+    student = {"0": torch.tensor([-3.0, 5.0]).view(1, 1, 1, 2)}  # standardised: -1, 1
+    assert float(pkd_loss(student, teacher, PkdWeights())["kd_maps"]) == pytest.approx(6 * 4 / 2, rel=1e-4)
+
+
 def test_pkd_equals_the_naive_loop() -> None:
     student, teacher = maps(0), maps(1)
     expected = []

@@ -27,6 +27,45 @@ def all_terms(
     return graphkd_loss(pooled, regions, signals, graph, fitted, weights or LossWeights())
 
 
+def by_hand() -> tuple[TeacherSignals, TeacherStatistics]:
+    """A paragraph above a picture: features 0 and 2 of one channel, whose variance between nodes is 4."""
+    signals = TeacherSignals(
+        boxes=torch.tensor([[[0.0, 0, 10, 4], [0, 5, 10, 9]]]),
+        valid=torch.ones(1, 2, dtype=torch.bool),
+        scores=torch.ones(1, 2),
+        classes=torch.tensor([[0, 1]]),
+        logits=torch.tensor([[[9.0, 0, 0], [0, 9, 0]]]),
+        deltas=torch.zeros(1, 2, 2, 4),
+        pooled=torch.tensor([0.0, 2.0]).view(1, 2, 1, 1, 1),
+    )
+    fitted = TeacherStatistics(
+        mean=torch.ones(1),
+        covariance=torch.tensor([[4.0]]),
+        whitening=torch.tensor([[0.5]]),
+        energy=2.0,
+        discriminant=torch.zeros(2),
+        thresholds={"teacher_class": 0.0},
+        text_classes=torch.tensor([True, False]),
+        accuracy={},
+    )
+    return signals, fitted
+
+
+def test_node_and_edge_terms_by_hand() -> None:
+    signals, fitted = by_hand()
+    graph = build_graph(signals, fitted, GraphConfig())
+    assert graph.text.tolist() == [[True, False]]
+    assert graph.adjacent.tolist() == [[[False, True], [True, False]]]
+    student = torch.tensor([1.0, -1.0]).view(1, 2, 1, 1, 1)
+    terms = graphkd_loss(student, None, signals, graph, fitted, LossWeights(node=1, edge=1))
+    # Errors 1 and 9 over the variance 4, shrunk by .1 of it; one text node to one other, so both count fully.
+    assert float(terms["kd_node"]) == pytest.approx((1 + 9) / 4.4)
+    assert float(terms["kd_edge"]) == pytest.approx(0.0)  # both pairs are 2 apart: only lengths count
+    student = torch.tensor([1.0, 7.0]).view(1, 2, 1, 1, 1)
+    terms = graphkd_loss(student, None, signals, graph, fitted, LossWeights(node=0, edge=1))
+    assert float(terms["kd_edge"]) == pytest.approx((6 / 2 - 2 / 2) ** 2)
+
+
 def naive_error(student: Tensor, teacher: Tensor, fitted: TeacherStatistics, metric: NodeMetric) -> Tensor:
     """The error of one node [C, P, P], one channel at a time."""
     variances = [float(fitted.covariance[c, c]) for c in range(C)]
