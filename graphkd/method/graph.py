@@ -5,7 +5,7 @@ Legend: ``B`` pages, ``N`` nodes a page (padded), ``C`` channels, ``P`` pooled s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -34,6 +34,10 @@ class GraphConfig(BaseModel):
     """What edges measure: mahalanobis under the teacher's covariance, or cosine."""
     merge: bool = True
     """Whether text nodes merge."""
+    distinct_iou: float = Field(default=0.5, gt=0, le=1)
+    """IoU above which the less confident of two nodes is no region of the graph, but still a node of the losses."""
+    min_score: float = Field(default=0.1, ge=0, le=1)
+    """Least foreground probability of a region of the graph."""
     gap: float = Field(default=1.0, ge=0)
     """Largest gap of neighbours, in median node heights."""
     nearest: int = Field(default=2, ge=0)
@@ -48,6 +52,8 @@ class StructuredGraph:
     """float32 [B, N, 4]: node boxes after merging, xyxy in canvas px."""
     valid: Tensor
     """bool [B, N]: True for nodes that are left after merging."""
+    regions: Tensor
+    """bool [B, N]: True for original nodes that can have edges and merge; others only count in the losses of nodes."""
     text: Tensor
     """bool [B, N]: True for text nodes."""
     membership: Tensor
@@ -87,14 +93,40 @@ def build_graph(signals: TeacherSignals, statistics: TeacherStatistics, config: 
             lacks what it is computed from.
     """
     text = _text_nodes(signals, statistics, config)
+    regions = distinct_regions(signals, config)
     if config.edges == "complete":
-        adjacent = all_pairs(signals.valid)
+        adjacent = all_pairs(regions)
     else:
-        adjacent = adjacency(signals.boxes, signals.valid, gap=config.gap, nearest=config.nearest)
+        adjacent = adjacency(signals.boxes, regions, gap=config.gap, nearest=config.nearest)
     lengths = node_lengths(descriptors(signals.pooled), statistics, config.lengths)
     rounds = ROUNDS if config.merge and config.categorizer != "none" else 0
-    merge = merge_text_nodes(adjacent, lengths, text, signals.boxes, signals.valid, rounds=rounds)
-    return _merged_graph(signals, text, adjacent, merge, config)
+    merge = merge_text_nodes(adjacent, lengths, text, signals.boxes, regions, rounds=rounds)
+    merge = replace(merge, valid=merge.valid | (signals.valid & ~regions))
+    return _merged_graph(signals, regions, text, adjacent, merge, config)
+
+
+def distinct_regions(signals: TeacherSignals, config: GraphConfig) -> Tensor:
+    """Nodes that stand for a region of their own: bool [B, N].
+
+    A node does not where a more confident one overlaps it by more than ``distinct_iou``, or the teacher's foreground
+    probability is below ``min_score``. Near duplicates and background are worth imitating, but as regions of the graph
+    they would stand between neighbours: half the nodes then had no edge at all.
+    """
+    scores = signals.scores
+    overlap = box_overlaps(signals.boxes)
+    better = signals.valid[:, None, :] & (scores[:, None, :] > scores[:, :, None])
+    duplicate = ((overlap > config.distinct_iou) & better).any(dim=-1)
+    return signals.valid & ~duplicate & (scores >= config.min_score)
+
+
+def box_overlaps(boxes: Tensor) -> Tensor:
+    """IoU of every two boxes of a page: [B, N, 4] -> float32 [B, N, N], 0 for boxes without area."""
+    boxes = boxes.float()
+    low = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
+    high = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
+    shared = (high - low).clamp(min=0).prod(dim=-1)
+    areas = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
+    return shared / (areas[:, :, None] + areas[:, None, :] - shared).clamp(min=1e-9)
 
 
 def node_lengths(nodes: Tensor, statistics: TeacherStatistics, measure: Lengths) -> Tensor:
@@ -121,11 +153,12 @@ def _text_nodes(signals: TeacherSignals, statistics: TeacherStatistics, config: 
 
 
 def _merged_graph(
-    signals: TeacherSignals, text: Tensor, adjacent: Tensor, merge: Merge, config: GraphConfig
+    signals: TeacherSignals, regions: Tensor, text: Tensor, adjacent: Tensor, merge: Merge, config: GraphConfig
 ) -> StructuredGraph:
     areas = (signals.boxes[..., 2:] - signals.boxes[..., :2]).clamp(min=0).prod(dim=-1)
     areas = areas.clamp(min=1e-3) * signals.valid  # a node without area still has features
-    member = (merge.membership(areas) > 0).float()
+    membership = merge.membership(areas)
+    member = (membership > 0).float()
     between = member @ adjacent.float() @ member.transpose(1, 2) > 0
     own = torch.eye(between.shape[-1], dtype=torch.bool, device=between.device)
     pairs = merge.valid[:, :, None] & merge.valid[:, None, :] & ~own
@@ -135,8 +168,9 @@ def _merged_graph(
     return StructuredGraph(
         boxes=cluster_boxes(merge.cluster, signals.boxes),
         valid=merge.valid,
+        regions=regions,
         text=text & merge.valid,
-        membership=merge.membership(areas),
+        membership=membership,
         adjacent=between & pairs,
         inner=(together & adjacent).float() * (config.edges != "none"),
         merge=merge,

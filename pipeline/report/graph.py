@@ -18,7 +18,7 @@ Edges = list[tuple[int, int]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GraphPicture:
-    """What is drawn of one page's graph; nodes are numbered without padding."""
+    """What is drawn of one page's graph; its regions are numbered without padding and other nodes."""
 
     image: Image.Image
     """The page, cropped from its canvas."""
@@ -58,7 +58,7 @@ def graph_picture(
         adjacent_before: bool [B, N, N], edges between the original nodes.
         page: number of the page in the batch.
     """
-    kept = signals.valid[page].nonzero().flatten()
+    kept = graph.regions[page].nonzero().flatten()
     renumber = torch.zeros(signals.valid.shape[1], dtype=torch.long, device=kept.device)
     renumber[kept] = torch.arange(len(kept), device=kept.device)
     cluster = graph.merge.cluster[page]

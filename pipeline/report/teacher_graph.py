@@ -29,7 +29,7 @@ def teacher_graph(config: RunConfig, dataset: PackedDataset) -> GraphPicture:
     batch = collate([items[SampleRef(0, _telling_page(dataset))]])
     signals = live_signals(detector, batch, teacher.settings.nodes)
     graph = build_graph(signals, statistics, config.method.graph)
-    before = adjacency(signals.boxes, signals.valid, gap=config.method.graph.gap, nearest=config.method.graph.nearest)
+    before = adjacency(signals.boxes, graph.regions, gap=config.method.graph.gap, nearest=config.method.graph.nearest)
     page = crop_page(batch.images[0], batch.image_sizes()[0])
     return graph_picture(page, signals, graph, before, page=0)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from graphkd.method import GraphConfig, LossWeights, StructuredGraph, TeacherStatistics, build_graph, graphkd_loss
 from graphkd.method.adjacency import all_pairs
-from graphkd.method.graph import node_lengths
+from graphkd.method.graph import box_overlaps, node_lengths
 from graphkd.pages import RegionPredictions
 from graphkd.signals import TeacherSignals
 from tests.graphkd.method.toy import B, C, K, N, statistics, student_side, teacher_signals
@@ -69,6 +69,39 @@ def test_a_column_of_text_beside_a_picture_by_hand() -> None:
     torch.testing.assert_close(loops, torch.tensor([[0.1, 0, 0, 0]]), atol=1e-3, rtol=0)
 
 
+def page_of(boxes: list[list[float]], scores: list[float]) -> TeacherSignals:
+    count = len(boxes)
+    return TeacherSignals(
+        boxes=torch.tensor([boxes]),
+        valid=torch.ones(1, count, dtype=torch.bool),
+        scores=torch.tensor([scores]),
+        classes=torch.zeros(1, count, dtype=torch.long),
+        logits=torch.tensor([[[5.0, 0, 0, 0]] * count]),
+        deltas=None,
+        pooled=torch.randn(1, count, C, 1, 1, generator=torch.Generator().manual_seed(0)),
+    )
+
+
+def test_duplicates_and_background_are_nodes_but_no_regions_of_the_graph() -> None:
+    boxes = [[0.0, 0, 40, 10], [0, 12, 40, 22], [1, 1, 40, 11], [0, 11, 40, 13]]
+    graph = graph_of(page_of(boxes, [1.0, 1.0, 0.9, 0.05]), merge=False)
+    assert graph.regions.tolist() == [[True, True, False, False]]
+    assert graph.valid.all()
+    assert graph.adjacent[0].nonzero().tolist() == [[0, 1], [1, 0]]  # the strip of background does not stand between
+    blocked = graph_of(page_of(boxes, [1.0, 1.0, 0.9, 0.05]), merge=False, min_score=0.0, distinct_iou=1.0)
+    assert not blocked.adjacent[0, 0, 1]
+
+
+def test_ground_truth_that_overlaps_stays_in_the_graph() -> None:
+    graph = graph_of(page_of([[0.0, 0, 40, 10], [0, 0, 40, 12]], [1.0, 1.0]), merge=False)
+    assert graph.regions.all()
+
+
+def test_overlaps_by_hand() -> None:
+    overlap = box_overlaps(torch.tensor([[[0.0, 0, 2, 2], [1, 0, 3, 2], [5, 5, 5, 5]]]))[0]
+    torch.testing.assert_close(overlap, torch.tensor([[1.0, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 0]]))
+
+
 def test_without_merging_every_node_stays() -> None:
     graph = graph_of(SIGNALS, merge=False)
     assert torch.equal(graph.valid, SIGNALS.valid)
@@ -83,7 +116,7 @@ def test_without_categories_no_node_is_text_and_nothing_merges() -> None:
 
 def test_the_complete_graph_joins_all_pairs() -> None:
     graph = graph_of(SIGNALS, edges="complete", merge=False)
-    assert torch.equal(graph.adjacent, all_pairs(SIGNALS.valid))
+    assert torch.equal(graph.adjacent, all_pairs(graph.regions))
 
 
 def test_without_edges_there_is_no_edge_and_no_loop() -> None:
