@@ -44,6 +44,7 @@ ABLATIONS: dict[str, list[str]] = {
     "graphkd, no inheriting": [GRAPHKD, "method.inherit=false"],
     "graphkd, no merging": [GRAPHKD, "method.graph.merge=false"],
     "graphkd, no categories": [GRAPHKD, "method.graph.categorizer=none"],
+    "graphkd, all nodes in the graph": [GRAPHKD, "method.graph.distinct_iou=1", "method.graph.min_score=0"],
     "graphkd, cosine edges": [GRAPHKD, "method.graph.lengths=cosine"],
     "graphkd, complete graph": [GRAPHKD, "method.graph.edges=complete"],
     "graphkd, mse nodes": [GRAPHKD, "method.weights.node_metric=mse"],
@@ -79,7 +80,7 @@ class Table:
 TABLES = {
     "short": Table(pages="synthetic", steps=160, variants=METHODS | INHERITING | ABLATIONS),
     "long": Table(pages="synthetic", steps=640, variants=METHODS | INHERITING),
-    "polish-gov": Table(pages="polish-gov", steps=160, variants=METHODS | INHERITING),
+    "polish-gov": Table(pages="polish-gov", steps=100, variants=METHODS | INHERITING),
 }
 LAYOUT = {
     "synthetic": [],
@@ -89,7 +90,7 @@ LAYOUT = {
 ONE_VIEW = {"synthetic": "data.view.shortest_edge=[192, 192]", "polish-gov": "data.view.shortest_edge=[224, 224]"}
 TEACHERS = {
     "synthetic": ["schedule.steps=1000", "schedule.lr=2.0e-3"],
-    "polish-gov": ["schedule.steps=500", "data.view.shortest_edge=[200, 224]"],
+    "polish-gov": ["schedule.steps=250", "data.view.shortest_edge=[200, 224]"],
 }
 
 
