@@ -6,75 +6,17 @@ The step speaks to the student only through the detector interface and to the te
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from graphkd.detectors import DetectorModule
 from graphkd.errors import CacheError
-from graphkd.method import (
-    DsigWeights,
-    GraphConfig,
-    LossWeights,
-    PkdWeights,
-    TeacherStatistics,
-    build_graph,
-    dsig_loss,
-    graphkd_loss,
-    pkd_loss,
-)
+from graphkd.method import TeacherStatistics, build_graph, dsig_loss, graphkd_loss, pkd_loss
 from graphkd.method.comparators import map_loss
+from graphkd.methods import MethodConfig
 from graphkd.nodes import TeacherPass
 from graphkd.pages import Features, PageBatch, RegionPredictions
 from graphkd.signals import TeacherSignals
-
-Method = Literal["none", "dsig", "pkd", "graphkd"]
-
-
-class MethodConfig(BaseModel):
-    """The method and its switches."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Method = "none"
-    """none trains the detector alone; dsig, pkd and graphkd distil."""
-    nodes: Literal["fixed", "student"] = "fixed"
-    """fixed: boxes chosen with the teacher, so that a cache works; student: among the student's proposals of the
-    step, as Dsig was published, which needs a live teacher."""
-    inherit: bool | None = None
-    """Whether the student starts from the teacher's heads and pyramid outputs; by default graphkd does where every
-    part has the same shape in both, and no other method does."""
-    graph: GraphConfig = GraphConfig()
-    """How graphkd's graph is built."""
-    weights: LossWeights = LossWeights()
-    """Loss weights of graphkd."""
-    dsig: DsigWeights = DsigWeights()
-    """Loss weights of dsig."""
-    pkd: PkdWeights = PkdWeights()
-    """Loss weight of pkd."""
-
-    @model_validator(mode="after")
-    def _check(self) -> MethodConfig:
-        if self.name == "pkd" and self.nodes == "student":
-            raise ValueError("method.name pkd compares whole maps and has no nodes; leave method.nodes out")
-        return self
-
-    @property
-    def uses_maps(self) -> bool:
-        """Whether the teacher's whole pyramid is wanted; only a live teacher has it."""
-        return self.name == "pkd" or self.maps_weight > 0
-
-    @property
-    def needs_live_teacher(self) -> bool:
-        """Whether no cache can serve: nodes of the student's choice, or a loss on maps that was asked for."""
-        chosen = self.name != "none" and self.nodes == "student"
-        return self.name == "pkd" or chosen or (self.name == "graphkd" and self.weights.maps > 0)
-
-    @property
-    def maps_weight(self) -> float:
-        """Weight of the whole pyramid's squared error in dsig and graphkd."""
-        return {"dsig": self.dsig.maps, "graphkd": self.weights.maps}.get(self.name, 0.0)
 
 
 class TrainingStep(nn.Module):
@@ -177,29 +119,3 @@ class TrainingStep(nn.Module):
                 f"the teacher knows {said.logits.shape[-1] - 1} classes and the student {spec.num_classes}; "
                 "distil on the dataset that the teacher was trained for"
             )
-
-
-def inherit(student: DetectorModule, teacher: DetectorModule, method: MethodConfig) -> list[str]:
-    """Start the student's heads and pyramid outputs from the teacher's; gives the names of what was taken over.
-
-    Imitated features can be read by the head that they were made for, so that a student need not learn its own from
-    nothing (Kang et al., "Instance-Conditional Knowledge Distillation", NeurIPS 2021, call it inheriting).
-
-    Raises:
-        CacheError: where ``method.inherit`` is true and a part has another shape in the two, naming both.
-    """
-    if method.inherit is False or (method.inherit is None and method.name != "graphkd"):
-        return []
-    theirs, ours = teacher.inheritable(), student.inheritable()
-    for name, values in theirs.items():
-        if name in ours and ours[name].shape == values.shape:
-            continue
-        if method.inherit is None:
-            return []
-        own = tuple(ours[name].shape) if name in ours else "none"
-        raise CacheError(
-            f"{name} is {tuple(values.shape)} in the teacher and {own} in the student; give both the same "
-            "architecture, fpn_channels and head_width, or leave method.inherit out"
-        )
-    student.load_state_dict(theirs, strict=False)
-    return list(theirs)

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from graphkd.detectors.config import DetectorConfig
-from graphkd.distill import MethodConfig
+from graphkd.methods import MethodConfig
 from graphkd.nodes import NodePolicy
 from pipeline.data.views import ViewConfig
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from graphkd.detectors.protocol import Detector
-from graphkd.distill import MethodConfig
+from graphkd.methods import MethodConfig
 from graphkd.nodes import NodePolicy, TeacherPass, live_signals, teacher_pass
 from graphkd.pages import PageBatch
 from graphkd.signals import TeacherSignals

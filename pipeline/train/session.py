@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from graphkd.distill import TrainingStep, inherit
+from graphkd.distill import TrainingStep
+from graphkd.inheriting import inherit
 from pipeline.config import RunConfig
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.loader import PageItems, StepBatches, page_loader

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from graphkd.detectors import DetectorConfig, DetectorModule, build_detector
-from graphkd.distill import MethodConfig, TrainingStep, inherit
+from graphkd.distill import TrainingStep
 from graphkd.errors import CacheError
+from graphkd.inheriting import inherit
 from graphkd.method import StatisticsAccumulator, TeacherStatistics
+from graphkd.methods import MethodConfig
 from graphkd.nodes import NodePolicy, live_signals, teacher_pass
 from graphkd.pages import PageBatch
 from graphkd.signals import TeacherSignals

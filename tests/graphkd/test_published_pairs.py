@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from graphkd.detectors import DetectorConfig, DetectorModule, build_detector
-from graphkd.distill import MethodConfig, TrainingStep
+from graphkd.distill import TrainingStep
 from graphkd.method import GraphConfig, StatisticsAccumulator
+from graphkd.methods import MethodConfig
 from graphkd.nodes import NodePolicy, live_signals
 from graphkd.pages import PageBatch
 
