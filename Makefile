@@ -1,5 +1,6 @@
 # make quickstart   a document detector distilled end to end, on this machine
 # make test         the test suite
+# make bench        what distilling costs beside training alone
 # make check        what CI runs: lint, types, tests, the small quickstart
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= runs/quickstart
 
-.PHONY: setup quickstart test test-all lint format type check clean
+.PHONY: setup quickstart test test-all lint format type bench check clean
 
 setup: $(READY)
 
@@ -37,6 +38,9 @@ format: setup
 
 type: setup
 	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m benchmarks.step_cost
 
 check: lint type test
 	$(BIN)/graphkd quickstart --small --out $$(mktemp -d)/quickstart
