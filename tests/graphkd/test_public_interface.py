@@ -43,7 +43,7 @@ def test_importing_does_not_import_ray(module: str) -> None:
 
 def test_the_method_needs_neither_ray_nor_files_nor_a_detector() -> None:
     heavy = "{'ray', 'pipeline', 'timm', 'torchvision', 'webdataset', 'pyarrow', 'graphkd.detectors'}"
-    check = f"import sys, graphkd.method; sys.exit(str({heavy} & set(sys.modules) or 0))"
+    check = f"import sys, graphkd.method; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
     found = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
 
