@@ -1,7 +1,7 @@
 """What distilling costs beside training the student alone: the graph and its losses, and the whole step.
 
     python -m benchmarks.step_cost
-    python -m benchmarks.step_cost --canvas 640 448 --live
+    python -m benchmarks.step_cost --canvas 1184 832 --pages 2
 
 Ratios within one run, median of interleaved pairs with the smallest and the largest. The student is a ResNet-18 with
 the published widths. Small pages make the student's own step cheap, so the shares shown are above those at 800 px.
@@ -32,7 +32,6 @@ from pipeline.teacher.cache_build import build_cache
 from pipeline.train.run import train_run
 from pipeline.train.session import build_step, signal_source
 
-PAGES = 8
 CHANNELS, SIDE, CLASSES = 256, 7, 11
 
 
@@ -76,7 +75,7 @@ def graph_work(pages: int, nodes: int, device: torch.device, filled: float = 1.0
     return work
 
 
-def run_config(folder: Path, name: str, canvas: list[int], **changes: Any) -> RunConfig:
+def run_config(folder: Path, name: str, canvas: list[int], pages: int, **changes: Any) -> RunConfig:
     content: dict[str, Any] = {
         "name": name,
         "data": {
@@ -85,9 +84,9 @@ def run_config(folder: Path, name: str, canvas: list[int], **changes: Any) -> Ru
             "view": {"canvas": canvas, "shortest_edge": [min(canvas), min(canvas)]},
         },
         "detector": {"backbone": "resnet18", "norm": "frozen", "anchor_sizes": [12, 24, 48, 96, 160]},
-        "schedule": {"steps": 1, "batch": PAGES, "reference_batch": PAGES},
+        "schedule": {"steps": 1, "batch": pages, "reference_batch": pages},
         "engine": {"name": "local"},
-        "run": {"folder": str(folder / name), "eval_batch": PAGES},
+        "run": {"folder": str(folder / name), "eval_batch": pages},
     }
     return resolve(content | changes, name)
 
@@ -101,28 +100,28 @@ def step_work(config: RunConfig, dataset: PackedDataset, batch: PageBatch, devic
     def work() -> None:
         terms = module(batch, source.signals(batch))
         optimizer.zero_grad(set_to_none=True)
-        (torch.stack([values.sum() for values in terms.values()]).sum() / PAGES).backward()
+        (torch.stack([values.sum() for values in terms.values()]).sum() / len(batch)).backward()
         optimizer.step()
 
     return work
 
 
-def steps(folder: Path, canvas: list[int], device: torch.device) -> dict[str, Callable[[], None]]:
+def steps(folder: Path, canvas: list[int], pages: int, device: torch.device) -> dict[str, Callable[[], None]]:
     """The student's step alone, with GraphKD from a cache, and with GraphKD and a live teacher of ResNet-50."""
-    write_pages(folder / "pages", count=PAGES, seed=0, width=canvas[1], height=canvas[0])
+    write_pages(folder / "pages", count=pages, seed=0, width=canvas[1], height=canvas[0])
     pack(folder / "pages" / "annotations.json", folder / "pages" / "images", folder / "data")
     dataset = PackedDataset(folder / "data")
     big = {"backbone": "resnet50", "norm": "frozen", "anchor_sizes": [12, 24, 48, 96, 160]}
-    train_run(run_config(folder, "teacher", canvas, detector=big))
+    train_run(run_config(folder, "teacher", canvas, pages, detector=big))
     nodes = {"count": 64, "min_score": 0.0, "nms_iou": 1.0}  # an untrained teacher: take all it proposes
-    teacher = {"run": str(folder / "teacher"), "nodes": nodes, "statistics_pages": PAGES}
+    teacher = {"run": str(folder / "teacher"), "nodes": nodes, "statistics_pages": pages}
     method = {"name": "graphkd"}
-    cached = run_config(folder, "cached", canvas, method=method, teacher=teacher)
-    live = run_config(folder, "live", canvas, method=method, teacher={**teacher, "signals": "live"})
+    cached = run_config(folder, "cached", canvas, pages, method=method, teacher=teacher)
+    live = run_config(folder, "live", canvas, pages, method=method, teacher={**teacher, "signals": "live"})
     build_cache(cached, device)
     items = PageItems(dataset, cached.data.view, 0, -1)
-    batch = collate([items[SampleRef(0, sample)] for sample in range(PAGES)]).to(device)
-    configs = {"alone": run_config(folder, "alone", canvas), "cached": cached, "live": live}
+    batch = collate([items[SampleRef(0, sample)] for sample in range(pages)]).to(device)
+    configs = {"alone": run_config(folder, "alone", canvas, pages), "cached": cached, "live": live}
     return {name: step_work(config, dataset, batch, device) for name, config in configs.items()}
 
 
@@ -130,22 +129,23 @@ def main() -> None:
     """Run the benchmark and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--canvas", type=int, nargs=2, default=[320, 224], help="height and width, px")
+    parser.add_argument("--pages", type=int, default=8, help="pages a step")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--live", action="store_true", help="time a live ResNet-50 teacher too")
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        works = steps(Path(folder), given.canvas, device)
-        timed = [works["alone"], works["cached"], graph_work(PAGES, 64, device)]
+        works = steps(Path(folder), given.canvas, given.pages, device)
+        timed = [works["alone"], works["cached"], graph_work(given.pages, 64, device)]
         seconds = interleaved(given.pairs, *timed, *([works["live"]] if given.live else []))
     alone, cached, graph_only, *live = seconds
     shares = {
-        "graph and losses, 8 pages x 64 nodes": ratio(graph_only, alone),
+        f"graph and losses, {given.pages} pages x 64 nodes": ratio(graph_only, alone),
         "step with cached signals": ratio(cached, alone),
     }
     if live:
         shares["step with a live ResNet-50 teacher"] = ratio(live[0], alone)
-    print(f"ResNet-18 student alone, {PAGES} pages of {given.canvas} px: {statistics.median(alone):.2f} s a step")
+    print(f"ResNet-18 student alone, {given.pages} pages of {given.canvas} px: {statistics.median(alone):.2f} s a step")
     for name, values in shares.items():
         print(f"{name:<40} {values['median']:.3f}  ({values['low']:.3f} to {values['high']:.3f}) of that")
     growth = {}
@@ -153,7 +153,10 @@ def main() -> None:
         work = graph_work(1, nodes, device)
         growth[nodes] = statistics.median(interleaved(3 if nodes < 1000 else 1, work)[0])
         print(f"graph and losses of one page with {nodes:>4} nodes: {1000 * growth[nodes]:9.1f} ms")
-    finish({"shares": shares, "seconds_of_nodes": growth, "canvas": given.canvas, "step_s": statistics.median(alone)})
+    step_s = statistics.median(alone)
+    finish(
+        {"shares": shares, "seconds_of_nodes": growth, "canvas": given.canvas, "pages": given.pages, "step_s": step_s}
+    )
 
 
 if __name__ == "__main__":
