@@ -13,7 +13,6 @@ from torch import Tensor
 
 from benchmarks.common import finish
 from graphkd.method import text_score
-from graphkd.method.statistics import CATEGORIZERS
 from graphkd.nodes import live_signals
 from graphkd.signals import TeacherSignals
 from pipeline.config import RunConfig, load_config
@@ -41,10 +40,10 @@ def accuracies(config: RunConfig) -> dict[str, float]:
     dataset = PackedDataset(config.data.val)
     statistics = read_statistics(config.cache_folder / STATISTICS_FILE)
     truth: list[Tensor] = []
-    called: dict[str, list[Tensor]] = {name: [] for name in CATEGORIZERS}
+    called: dict[str, list[Tensor]] = {name: [] for name in statistics.thresholds}
     for signals, labelled in ground_truth_nodes(config, dataset):
         truth.append(statistics.text_classes[signals.classes[labelled]])
-        for name in CATEGORIZERS:
+        for name in statistics.thresholds:
             score = text_score(
                 signals.pooled[labelled],
                 None if signals.logits is None else signals.logits[labelled],

@@ -194,7 +194,10 @@ def finished(path: Path) -> list[dict[str, Any]]:
 
 def run_all(runs: list[Run], results: Path, jobs: int) -> None:
     """Train what is missing from ``results``, ``jobs`` students at a time."""
-    done = {(row["table"], row["variant"], row["seed"]) for row in finished(results)}
+    done = {(row["table"], row["variant"], row["seed"]): tuple(row["overrides"]) for row in finished(results)}
+    for run in runs:
+        if done.get(run.key, run.overrides) != run.overrides:
+            raise SystemExit(f"{results} holds {run.key} with other overrides; give another name or --out")
     missing = [run for run in runs if run.key not in done]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(train_student, run) for run in missing]

@@ -8,7 +8,7 @@ from graphkd.methods import MethodConfig
 
 
 def inherit(student: DetectorModule, teacher: DetectorModule, method: MethodConfig) -> list[str]:
-    """Start the student's heads and pyramid outputs from the teacher's; gives the names of what was taken over.
+    """Start the student's heads and pyramid outputs from the teacher's, if all of them fit; gives the names taken over.
 
     Imitated features can be read by the head that they were made for, so that a student need not learn its own from
     nothing (Kang et al., "Instance-Conditional Knowledge Distillation", NeurIPS 2021, call it inheriting).
@@ -16,7 +16,7 @@ def inherit(student: DetectorModule, teacher: DetectorModule, method: MethodConf
     Raises:
         CacheError: where ``method.inherit`` is true and a part has another shape in the two, naming both.
     """
-    if method.inherit is False or (method.inherit is None and method.name != "graphkd"):
+    if not method.inherits:
         return []
     theirs, ours = teacher.inheritable(), student.inheritable()
     for name, values in theirs.items():

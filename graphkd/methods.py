@@ -37,7 +37,14 @@ class MethodConfig(BaseModel):
     def _check(self) -> MethodConfig:
         if self.name == "pkd" and self.nodes == "student":
             raise ValueError("method.name pkd compares whole maps and has no nodes; leave method.nodes out")
+        if self.name == "none" and self.inherit:
+            raise ValueError("method.inherit is true, but method.name none has no teacher; leave method.inherit out")
         return self
+
+    @property
+    def inherits(self) -> bool:
+        """Whether the student is to start from the teacher's heads."""
+        return self.inherit if self.inherit is not None else self.name == "graphkd"
 
     @property
     def uses_maps(self) -> bool:
@@ -46,7 +53,10 @@ class MethodConfig(BaseModel):
 
     @property
     def needs_live_teacher(self) -> bool:
-        """Whether no cache can serve: nodes of the student's choice, or a loss on maps that was asked for."""
+        """Whether no cache can serve: nodes of the student's choice, or a loss on maps.
+
+        Dsig without its map term is still Dsig, so with a cache that one term is left out.
+        """
         chosen = self.name != "none" and self.nodes == "student"
         return self.name == "pkd" or chosen or (self.name == "graphkd" and self.weights.maps > 0)
 

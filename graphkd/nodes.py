@@ -89,7 +89,8 @@ def choose_nodes(
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Boxes [n_i, 4], classes [n_i] (-1 where not ground truth) and scores [n_i] of each page's nodes.
 
-    Scores are the teacher's foreground probabilities, whoever made ``proposals``; 1 for ground truth.
+    Scores are the teacher's foreground probabilities, whoever made ``proposals``, or the proposals' own where it has no
+    region head; 1 for ground truth.
     """
     limit = policy.candidates * policy.count
     boxes = [page[:limit] for page in proposals.boxes]

@@ -5,6 +5,7 @@ Legend: ``B`` pages, ``N`` nodes a page (padded), ``C`` channels, ``P`` pooled s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ class TeacherSignals:
     valid: Tensor
     """bool [B, N]: True where a node is, False for padding."""
     scores: Tensor
-    """float32 [B, N]: the teacher's foreground probability of the box."""
+    """float32 [B, N]: the teacher's foreground probability of the box; 1 for ground truth."""
     classes: Tensor
     """int64 [B, N]: the ground-truth class of a ground-truth box, else the teacher's most probable class."""
     logits: Tensor | None
@@ -35,14 +36,20 @@ class TeacherSignals:
 
     def to(self, device: torch.device | str) -> TeacherSignals:
         """Move every tensor to ``device``."""
-        return replace(self, **{field.name: _moved(getattr(self, field.name), device) for field in fields(self)})
+        moved = {field.name: _each(getattr(self, field.name), lambda value: value.to(device)) for field in fields(self)}
+        return replace(self, **moved)
+
+    def detached(self) -> TeacherSignals:
+        """The same without a way back: what is learned from a teacher never changes it."""
+        cut = {field.name: _each(getattr(self, field.name), torch.Tensor.detach) for field in fields(self)}
+        return replace(self, **cut)
 
     def box_list(self) -> list[Tensor]:
         """All boxes, padding included, as one [N, 4] per page."""
         return list(self.boxes.unbind(0))
 
 
-def _moved(value: Any, device: torch.device | str) -> Any:
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, dict):
-        return {name: tensor.to(device) for name, tensor in value.items()}
-    return None if value is None else value.to(device)
+        return {name: change(tensor) for name, tensor in value.items()}
+    return None if value is None else change(value)

@@ -76,6 +76,7 @@ def dsig_loss(
         ValueError: where the two networks' node features differ in shape.
     """
     require_same_nodes(student_pooled, signals)
+    signals = signals.detached()
     foreground = foreground & signals.valid
     background = hard_background(signals, foreground, weights.hard_background)
     terms: dict[str, Tensor] = {}
@@ -115,7 +116,9 @@ def _cosine_edges(student_pooled: Tensor, signals: TeacherSignals, nodes: Tensor
 def map_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], energy: float) -> Tensor:
     """Mean over levels of the squared error of whole maps over ``energy``: maps [B, C, H_l, W_l] -> float32 [B]."""
     _require_same_maps(student, teacher)
-    errors = [(student[name].float() - maps.float()).square().mean(dim=(1, 2, 3)) for name, maps in teacher.items()]
+    errors = [
+        (student[name].float() - maps.detach().float()).square().mean(dim=(1, 2, 3)) for name, maps in teacher.items()
+    ]
     return torch.stack(errors).mean(dim=0) / energy
 
 
@@ -138,7 +141,7 @@ def pkd_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], weigh
     """
     _require_same_maps(student, teacher)
     errors = [
-        (standardised(student[name].float()) - standardised(maps.float())).square().mean(dim=(1, 2, 3)) / 2
+        (standardised(student[name].float()) - standardised(maps.detach().float())).square().mean(dim=(1, 2, 3)) / 2
         for name, maps in teacher.items()
     ]
     return {"kd_maps": weights.maps * torch.stack(errors).sum(dim=0)}

@@ -101,8 +101,6 @@ def edge_lengths(nodes: Tensor, whiten: Tensor) -> Tensor:
         float32 [B, N, N], symmetric, 0 on the diagonal; the gradient of a length 0 is 0.
     """
     white = nodes.float() @ whiten.float().T
-    # Distances do not depend on the origin; with it among the nodes, squares and products cancel without much loss.
-    white = white - white.mean(dim=1, keepdim=True).detach() if white.shape[1] else white
     squares = white.square().sum(dim=-1)
     products = white @ white.transpose(1, 2)
     squared = (squares[:, :, None] + squares[:, None, :] - 2 * products).clamp(min=0)

@@ -73,6 +73,7 @@ def graphkd_loss(
         ValueError: where the two networks' node features differ in shape.
     """
     require_same_nodes(student_pooled, signals)
+    signals = signals.detached()
     terms: dict[str, Tensor] = {}
     if weights.node:
         terms["kd_node"] = weights.node * node_loss(student_pooled, signals, graph, statistics, weights)

@@ -15,7 +15,7 @@ from pipeline.runs.folder import open_run_folder
 from pipeline.runs.trained import CHECKPOINTS, dataset_classes, run_checkpoint, trained_detector
 from pipeline.runs.world import pick_device
 from pipeline.teacher.cache_read import CachedTeacher
-from pipeline.teacher.identity import cache_identity, open_teacher
+from pipeline.teacher.identity import TeacherRun, cache_identity, open_teacher
 from pipeline.teacher.statistics import ensure_statistics
 from pipeline.train.engine_local import run_local
 from pipeline.train.engine_ray import run_ray
@@ -39,6 +39,7 @@ def prepare(config: RunConfig) -> None:
     if config.method.name != "none" and config.teacher is not None:
         _require_text_flags(config, dataset)
         teacher = open_teacher(config)
+        _require_categorizer(config, teacher)
         if config.teacher.signals == "cache":
             identity = cache_identity(config, teacher, dataset)
             CachedTeacher(config.cache_folder, dataset, identity, config.teacher.nodes.count)
@@ -55,6 +56,15 @@ def _require_text_flags(config: RunConfig, dataset: PackedDataset) -> None:
             f"method.graph.categorizer {method.graph.categorizer} sorts text from the rest, but none of the categories "
             f"of {dataset.folder} ({', '.join(dataset.class_names)}) is flagged as text; pack it with --text NAME, or "
             "set method.graph.categorizer=none"
+        )
+
+
+def _require_categorizer(config: RunConfig, teacher: TeacherRun) -> None:
+    method, architecture = config.method, teacher.config.detector.architecture
+    if method.name == "graphkd" and method.graph.categorizer == "teacher_class" and architecture == "retinanet":
+        raise ConfigError(
+            f"method.graph.categorizer teacher_class needs a teacher that classifies regions, but "
+            f"{teacher.settings.run} is a {architecture}; set method.graph.categorizer=moments"
         )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from graphkd.distill import TrainingStep
+from graphkd.errors import ConfigError
 from graphkd.inheriting import inherit
 from pipeline.config import RunConfig
 from pipeline.data.dataset import PackedDataset
@@ -29,7 +30,7 @@ from pipeline.runs.metrics import Metrics
 from pipeline.runs.trained import CHECKPOINTS, dataset_classes, new_detector, start_from
 from pipeline.runs.world import World
 from pipeline.teacher.cache_read import CachedTeacher
-from pipeline.teacher.identity import cache_identity, open_teacher, statistics_identity
+from pipeline.teacher.identity import TeacherRun, cache_identity, open_teacher, statistics_identity
 from pipeline.teacher.source import LiveTeacher, NoTeacher, SignalSource
 from pipeline.teacher.statistics import STATISTICS_FILE, read_statistics
 from pipeline.train.loop import Training, train
@@ -77,11 +78,27 @@ def build_step(config: RunConfig, dataset: PackedDataset, device: torch.device) 
         teacher = open_teacher(config)
         identity = statistics_identity(config, teacher, dataset)
         statistics = read_statistics(config.cache_folder / STATISTICS_FILE, identity).to(device)
-        taken = inherit(detector, teacher.detector(dataset.num_classes, torch.device("cpu")), config.method)
-        log.info("%d tensors inherited from %s", len(taken), teacher.settings.run)
+        if config.method.inherits and same_anchors(config, teacher):
+            taken = inherit(detector, teacher.detector(dataset.num_classes, torch.device("cpu")), config.method)
+            log.info("%d tensors inherited from %s", len(taken), teacher.settings.run)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         return TrainingStep(detector, config.method, statistics).to(device)
+
+
+def same_anchors(config: RunConfig, teacher: TeacherRun) -> bool:
+    """Whether student and teacher propose from the same anchors, without which a proposal head means something else.
+
+    Raises ConfigError where they do not and ``method.inherit`` asks for the teacher's heads.
+    """
+    ours, theirs = config.detector, teacher.config.detector
+    same = (ours.anchor_sizes, ours.aspect_ratios) == (theirs.anchor_sizes, theirs.aspect_ratios)
+    if not same and config.method.inherit:
+        raise ConfigError(
+            f"method.inherit is true, but the student has anchors {ours.anchor_sizes}, {ours.aspect_ratios} and the "
+            f"teacher {theirs.anchor_sizes}, {theirs.aspect_ratios}; give both the same, or leave method.inherit out"
+        )
+    return same
 
 
 def signal_source(config: RunConfig, dataset: PackedDataset, device: torch.device) -> SignalSource:
@@ -135,8 +152,10 @@ def _after_step(
     return after_step
 
 
-def _distributed(module: nn.Module, world: World) -> nn.Module:
+def _distributed(module: TrainingStep, world: World) -> nn.Module:
     if world.size == 1:
         return module
     devices = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=devices)
+    # An adapter gets no gradient where all terms on features have weight 0.
+    adapts = not isinstance(module.adapter, nn.Identity)
+    return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=adapts)

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from graphkd.method import GraphConfig, LossWeights, StructuredGraph, TeacherStatistics, build_graph, graphkd_loss
+from graphkd.method import (
+    GraphConfig,
+    LossWeights,
+    StructuredGraph,
+    TeacherStatistics,
+    build_graph,
+    graphkd_loss,
+    whitening,
+)
 from graphkd.method.adjacency import all_pairs
 from graphkd.method.graph import box_overlaps, node_lengths
 from graphkd.pages import RegionPredictions
@@ -136,8 +144,10 @@ def test_cosine_edges_ignore_the_scale_of_the_student() -> None:
 
 def test_unrelated_nodes_are_about_the_square_root_of_two_apart_in_any_width() -> None:
     for channels in (4, 64):
-        sample = torch.randn(4000, channels, generator=torch.Generator().manual_seed(0))
-        fitted = replace(FITTED, whitening=torch.eye(channels))
+        generator = torch.Generator().manual_seed(0)
+        spread = 0.1 + torch.rand(channels, generator=generator)  # not the same in every direction
+        sample = 5 + torch.randn(4000, channels, generator=generator) * spread
+        fitted = replace(FITTED, mean=sample.mean(0), whitening=whitening(sample, 0.0))
         lengths = node_lengths(sample[None, :50], fitted, "mahalanobis")
         assert float(lengths[all_pairs(torch.ones(1, 50, dtype=torch.bool))].square().mean()) == pytest.approx(
             2, rel=0.15

@@ -178,3 +178,15 @@ def test_equal_networks_lose_nothing() -> None:
     for values in terms.values():
         torch.testing.assert_close(values, torch.zeros(B), atol=1e-6, rtol=0)
     assert signals.pooled.shape[2] == C
+
+
+def test_no_gradient_reaches_the_teacher() -> None:
+    plain, (pooled, regions) = teacher_signals(), student_side()
+    teacher = {name: getattr(plain, name).clone().requires_grad_() for name in ("pooled", "logits", "deltas")}
+    whole = {name: value.requires_grad_() for name, value in maps(1).items()}
+    student = {name: value.requires_grad_() for name, value in maps(0).items()}
+    terms = dsig_loss(pooled, regions, replace(plain, **teacher), foreground_of(plain), 1.0, DsigWeights())
+    terms |= {"maps": map_loss(student, whole, 1.0), **pkd_loss(student, whole, PkdWeights())}
+    torch.stack(list(terms.values())).sum().backward()
+    assert all(value.grad is None for value in [*teacher.values(), *whole.values()])
+    assert all(value.grad is not None for value in [pooled, *student.values()])

@@ -66,8 +66,13 @@ def live(folder: Path, config: RunConfig) -> RunConfig:
     return config.model_copy(update={"teacher": config.teacher.model_copy(update={"signals": "live"})})
 
 
-def test_an_fp32_cache_gives_the_live_losses_bit_for_bit_at_equal_batch(folder: Path, dataset_folder: Path) -> None:
-    config = cached(folder, dataset_folder, "fp32")
+@pytest.mark.parametrize("min_score", [0.0, 0.9])
+def test_an_fp32_cache_gives_the_live_losses_bit_for_bit_at_equal_batch(
+    folder: Path, dataset_folder: Path, min_score: float
+) -> None:
+    nodes = {"count": 12, "min_score": min_score}  # .9 leaves ground truth only, and padding behind it
+    config = student(folder, dataset_folder, cache_dtype="fp32", cache=str(folder / f"bits-{min_score}"), nodes=nodes)
+    build_cache(config, CPU)
     batch = pages(config, range(BATCH))
     ours, theirs = losses(config, batch), losses(live(folder, config), batch)
     assert {"kd_node", "kd_edge", "kd_logits", "kd_boxes"} <= set(ours)

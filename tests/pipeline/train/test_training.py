@@ -12,6 +12,7 @@ import torch
 
 from graphkd.errors import CacheError, CheckpointError, ConfigError, OutputError, TrainingError
 from pipeline.config import RunConfig, ScheduleConfig, resolve
+from pipeline.data.dataset import PackedDataset
 from pipeline.runs.checkpoint import load_weights, newest_checkpoint
 from pipeline.runs.metrics import read_metrics
 from pipeline.runs.world import World
@@ -19,6 +20,7 @@ from pipeline.teacher.cache_build import build_cache
 from pipeline.train.loop import global_mean
 from pipeline.train.optim import learning_rate
 from pipeline.train.run import evaluate_run, train_run
+from pipeline.train.session import build_step
 from pipeline.train.smoke import smoke
 from tests.common import SMALL_DETECTOR, small_run
 
@@ -106,7 +108,6 @@ def test_live_and_cached_teachers_give_the_same_losses(trained: Path, dataset_fo
 
 
 def test_views_of_a_cache_are_replayed(trained: Path, dataset_folder: Path) -> None:
-    from pipeline.data.dataset import PackedDataset
     from pipeline.data.loader import PageItems, collate
     from pipeline.data.order import SampleRef
     from pipeline.train.session import signal_source
@@ -288,3 +289,22 @@ def test_one_cycle_rises_to_its_peak_and_falls_to_nothing() -> None:
     assert rates[0] == pytest.approx(1 / 25)
     assert max(rates) == pytest.approx(1.0) and rates.index(max(rates)) == 25
     assert rates[-1] == pytest.approx(1e-4)
+
+
+def test_a_teacher_without_region_head_needs_another_categorizer(dataset_folder: Path, tmp_path: Path) -> None:
+    train_run(small(tmp_path, dataset_folder, "teacher", detector={"architecture": "retinanet"}, schedule={"steps": 1}))
+    with pytest.raises(ConfigError, match=r"teacher is a retinanet; set method\.graph\.categorizer=moments"):
+        train_run(student(tmp_path, dataset_folder, "wants-classes", teacher={"signals": "live"}))
+
+
+def test_heads_made_for_other_anchors_are_not_inherited(trained: Path, dataset_folder: Path) -> None:
+    changed = {**SMALL_DETECTOR, "anchor_sizes": [9, 18, 36, 72, 144]}
+    dataset, teacher = PackedDataset(dataset_folder), weights(small(trained, dataset_folder, "teacher"))
+    head = "detector.model.rpn.head.cls_logits.weight"
+    same = build_step(student(trained, dataset_folder, "anchors"), dataset, CPU)
+    assert torch.equal(same.state_dict()[head], teacher[head])
+    other = student(trained, dataset_folder, "anchors", detector=changed)
+    assert not torch.equal(build_step(other, dataset, CPU).state_dict()[head], teacher[head])
+    asked = student(trained, dataset_folder, "anchors", detector=changed, method={"name": "graphkd", "inherit": True})
+    with pytest.raises(ConfigError, match=r"the student has anchors \(9\.0, .* and the teacher \(8\.0"):
+        build_step(asked, dataset, CPU)
