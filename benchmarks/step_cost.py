@@ -35,7 +35,7 @@ from pipeline.train.session import build_step, signal_source
 CHANNELS, SIDE, CLASSES = 256, 7, 11
 
 
-def graph_work(pages: int, nodes: int, device: torch.device, filled: float = 1.0) -> Callable[[], None]:
+def graph_work(pages: int, nodes: int, device: torch.device) -> Callable[[], None]:
     """Graph and losses of ``pages`` pages with ``nodes`` nodes, forward and backward, on random features."""
     generator = torch.Generator().manual_seed(0)
     columns = 4
@@ -44,7 +44,7 @@ def graph_work(pages: int, nodes: int, device: torch.device, filled: float = 1.0
     low = low + torch.rand(pages, nodes, 2, generator=generator) * 4
     signals = TeacherSignals(
         boxes=torch.cat([low, low + torch.tensor([180.0, 16.0])], dim=-1),
-        valid=(place < filled * nodes).expand(pages, nodes),
+        valid=torch.ones(pages, nodes, dtype=torch.bool),
         scores=torch.ones(pages, nodes),
         classes=torch.zeros(pages, nodes, dtype=torch.long),
         logits=torch.randn(pages, nodes, CLASSES + 1, generator=generator),
@@ -106,8 +106,8 @@ def step_work(config: RunConfig, dataset: PackedDataset, batch: PageBatch, devic
     return work
 
 
-def steps(folder: Path, canvas: list[int], pages: int, device: torch.device) -> dict[str, Callable[[], None]]:
-    """The student's step alone, with GraphKD from a cache, and with GraphKD and a live teacher of ResNet-50."""
+def steps(folder: Path, canvas: list[int], pages: int, device: torch.device, live: bool) -> list[Callable[[], None]]:
+    """The student's step alone, with GraphKD from a cache, and if ``live`` with a live teacher of ResNet-50."""
     write_pages(folder / "pages", count=pages, seed=0, width=canvas[1], height=canvas[0])
     pack(folder / "pages" / "annotations.json", folder / "pages" / "images", folder / "data")
     dataset = PackedDataset(folder / "data")
@@ -117,12 +117,14 @@ def steps(folder: Path, canvas: list[int], pages: int, device: torch.device) -> 
     teacher = {"run": str(folder / "teacher"), "nodes": nodes, "statistics_pages": pages}
     method = {"name": "graphkd"}
     cached = run_config(folder, "cached", canvas, pages, method=method, teacher=teacher)
-    live = run_config(folder, "live", canvas, pages, method=method, teacher={**teacher, "signals": "live"})
     build_cache(cached, device)
     items = PageItems(dataset, cached.data.view, 0, -1)
     batch = collate([items[SampleRef(0, sample)] for sample in range(pages)]).to(device)
-    configs = {"alone": run_config(folder, "alone", canvas, pages), "cached": cached, "live": live}
-    return {name: step_work(config, dataset, batch, device) for name, config in configs.items()}
+    configs = [run_config(folder, "alone", canvas, pages), cached]
+    if live:
+        beside = {**teacher, "signals": "live"}
+        configs.append(run_config(folder, "live", canvas, pages, method=method, teacher=beside))
+    return [step_work(config, dataset, batch, device) for config in configs]
 
 
 def main() -> None:
@@ -135,10 +137,9 @@ def main() -> None:
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        works = steps(Path(folder), given.canvas, given.pages, device)
-        timed = [works["alone"], works["cached"], graph_work(given.pages, 64, device)]
-        seconds = interleaved(given.pairs, *timed, *([works["live"]] if given.live else []))
-    alone, cached, graph_only, *live = seconds
+        works = steps(Path(folder), given.canvas, given.pages, device, given.live)
+        seconds = interleaved(given.pairs, graph_work(given.pages, 64, device), *works)
+    graph_only, alone, cached, *live = seconds
     shares = {
         f"graph and losses, {given.pages} pages x 64 nodes": ratio(graph_only, alone),
         "step with cached signals": ratio(cached, alone),

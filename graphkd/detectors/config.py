@@ -57,6 +57,11 @@ class DetectorConfig(BaseModel):
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     """RGB standard deviation pixels are divided by (ImageNet's)."""
 
+    @property
+    def classifies_regions(self) -> bool:
+        """Whether the detector has a head for any pooled region; RetinaNet has none."""
+        return self.architecture == "faster_rcnn"
+
     @model_validator(mode="after")
     def _check_levels(self) -> DetectorConfig:
         if len(self.anchor_sizes) != 5:

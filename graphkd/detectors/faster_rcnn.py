@@ -34,7 +34,7 @@ class FasterRCNNDetector(TorchvisionDetector):
             channels=backbone.out_channels,
             pooled_side=config.pooled_side,
             activation="softmax",
-            classifies_regions=True,
+            classifies_regions=config.classifies_regions,
         )
         super().__init__(_build_model(backbone, config, num_classes), spec, config, POOLED_LEVELS)
         self.model.roi_heads.box_roi_pool = self.region_pool

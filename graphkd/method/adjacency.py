@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LARGEST_TABLE = 1 << 22  # entries of one bool table, 4 MiB: 8 pages of 64 nodes fit twice, and so do most caches
+LARGEST_TABLE = 1 << 22  # entries of one bool table, 4 MiB: 16 pages of 64 nodes
 
 
 def adjacency(

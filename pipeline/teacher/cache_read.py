@@ -61,11 +61,11 @@ class CachedTeacher:
         return signals.to(batch.images.device)
 
     def _padded(self, rows: list[dict[str, np.ndarray]], name: str, shape: tuple[int, ...]) -> Tensor:
-        padded = torch.zeros(len(rows), self.nodes, *shape)
+        padded = np.zeros((len(rows), self.nodes, *shape), dtype=np.float32)
         for page, row in enumerate(rows):
-            values = torch.from_numpy(row[name].reshape(-1, *shape).astype(np.float32))
+            values = row[name].reshape(-1, *shape)
             padded[page, : len(values)] = values
-        return padded
+        return torch.from_numpy(padded)
 
     def _row(self, sample: int, view: int) -> dict[str, np.ndarray]:
         shard, row = self.dataset.locate(sample)

@@ -60,11 +60,11 @@ def _require_text_flags(config: RunConfig, dataset: PackedDataset) -> None:
 
 
 def _require_categorizer(config: RunConfig, teacher: TeacherRun) -> None:
-    method, architecture = config.method, teacher.config.detector.architecture
-    if method.name == "graphkd" and method.graph.categorizer == "teacher_class" and architecture == "retinanet":
+    method, detector = config.method, teacher.config.detector
+    if method.name == "graphkd" and method.graph.categorizer == "teacher_class" and not detector.classifies_regions:
         raise ConfigError(
             f"method.graph.categorizer teacher_class needs a teacher that classifies regions, but "
-            f"{teacher.settings.run} is a {architecture}; set method.graph.categorizer=moments"
+            f"{teacher.settings.run} is a {detector.architecture}; set method.graph.categorizer=moments"
         )
 
 
