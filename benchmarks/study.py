@@ -56,6 +56,14 @@ ABLATIONS: dict[str, list[str]] = {
         "method.graph.merge=false",
         "method.graph.categorizer=none",
     ],
+    "graphkd, nodes alone, twice the weight": [
+        GRAPHKD,
+        "method.graph.edges=none",
+        "method.graph.merge=false",
+        "method.graph.categorizer=none",
+        "method.weights.node=6",
+    ],
+    "graphkd, text by numbers": [GRAPHKD, "method.weights.text_floor=0"],
     "graphkd, few nodes": [
         GRAPHKD,
         LIVE,

@@ -33,6 +33,9 @@ class LossWeights(BaseModel):
     node_metric: NodeMetric = "scaled"
     """scaled: squared errors over each channel's variance between the teacher's nodes; mse: over the teacher's mean
     square; pearson: between channels standardised over the positions (PKD)."""
+    text_floor: float = Field(default=1.0, ge=0, le=1)
+    """Least weight of the text nodes' term beside that of the others, whose weight is 1; with 0 it is the ratio of
+    their numbers."""
     merged: Merged = "members"
     """How a merged node errs: members for the mean of its members' errors, mean for the error of their mean feature."""
     edge: float = Field(default=2.0, ge=0)
@@ -94,7 +97,8 @@ def node_loss(
     statistics: TeacherStatistics,
     weights: LossWeights,
 ) -> Tensor:
-    """``L_nontext + a L_text`` on merged nodes, [B]; ``a = min(1, N_nontext / N_text)``, 1 without non-text nodes.
+    """``L_nontext + a L_text`` on merged nodes, [B]; a is N_nontext / N_text between ``text_floor`` and 1, and 1 where
+    a page has no non-text nodes.
 
     A merged node counts once. Its error is the area-weighted mean of its members' errors, or the error of their
     area-weighted mean feature, in which what one member lacks and another has too much cancels.
@@ -106,7 +110,7 @@ def node_loss(
     if weights.merged == "members":
         error = graph.merged(error)
     text, other = graph.text, graph.valid & ~graph.text
-    balance = (other.sum(dim=1) / text.sum(dim=1).clamp(min=1)).clamp(max=1)
+    balance = (other.sum(dim=1) / text.sum(dim=1).clamp(min=1)).clamp(min=weights.text_floor, max=1)
     balance = torch.where(other.any(dim=1), balance, 1)
     return masked_mean(error, other) + balance * masked_mean(error, text)
 

@@ -81,14 +81,14 @@ def naive_error(student: Tensor, teacher: Tensor, fitted: TeacherStatistics, met
 
 
 @pytest.mark.parametrize("metric", ["scaled", "mse", "pearson"])
-@pytest.mark.parametrize("merged", ["members", "mean"])
-def test_node_loss_equals_the_naive_loop(merged: Merged, metric: NodeMetric) -> None:
+@pytest.mark.parametrize(("merged", "floor"), [("members", 0.0), ("members", 0.6), ("members", 1.0), ("mean", 0.0)])
+def test_node_loss_equals_the_naive_loop(merged: Merged, floor: float, metric: NodeMetric) -> None:
     signals = teacher_signals()
-    fitted = statistics(signals)
+    fitted = replace(statistics(signals), thresholds={"teacher_class": -1.0})  # takes more nodes for text
     graph = build_graph(signals, fitted, GraphConfig())
     pooled, _ = student_side()
     areas = (signals.boxes[..., 2:] - signals.boxes[..., :2]).prod(-1)
-    expected = []
+    expected, balances = [], []
     for b in range(B):
         errors: dict[bool, list[Tensor]] = {True: [], False: []}
         for cluster in range(N):
@@ -102,11 +102,13 @@ def test_node_loss_equals_the_naive_loop(merged: Merged, metric: NodeMetric) -> 
                 error = error.sum() if merged == "mean" else (error * weight).sum()
                 errors[bool(graph.text[b, cluster])].append(error)
         other, text = errors[False], errors[True]
-        balance = min(1.0, len(other) / max(1, len(text))) if other else 1.0
+        balance = max(floor, min(1.0, len(other) / max(1, len(text)))) if other else 1.0
+        balances.append(balance)
         mean = {name: torch.stack(found).mean() if found else torch.tensor(0.0) for name, found in errors.items()}
         expected.append(mean[False] + balance * mean[True])
+    assert (min(balances) < 1) == (floor < 1)  # some page has more text than the rest
     torch.testing.assert_close(
-        node_loss(pooled, signals, graph, fitted, LossWeights(merged=merged, node_metric=metric)),
+        node_loss(pooled, signals, graph, fitted, LossWeights(merged=merged, node_metric=metric, text_floor=floor)),
         torch.stack(expected),
         rtol=1e-4,
         atol=1e-5,
