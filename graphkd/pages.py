@@ -34,7 +34,10 @@ class PageBatch:
     view_numbers: Tensor
     """int64 [B] on the CPU: which of its views each page is shown in."""
     views: Tensor
-    """float32 [B, 3] on the CPU: canvas px per image px in x and in y, and 1 where mirrored left to right."""
+    """float32 [B, 4] on the CPU: (a, b, c, d) with ``x_canvas = a x_image + c`` and ``y_canvas = b y_image + d``, px;
+    a is negative where the page is mirrored."""
+    instead_of: Tensor
+    """int64 [B] on the CPU: the sample that a page stands in for because it could not be used, or -1."""
 
     def __len__(self) -> int:
         return self.images.shape[0]

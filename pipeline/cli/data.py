@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,8 @@ from pipeline.cli.console import counted, out, print_json
 commands = typer.Typer(help="Make and look at datasets.", no_args_is_help=True)
 
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 for as many as is worthwhile.")]
+OnRay = Annotated[bool, typer.Option("--ray", help="Work on Ray (RAY_ADDRESS, or this machine).")]
 AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON document.")]
 
 
@@ -54,6 +57,8 @@ def pack(
         typer.Option(help="A class of text; repeat. By default all but pictures, tables and the like."),
     ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Clip boxes to their page and drop empty ones.")] = False,
+    workers: Workers = 0,
+    ray: OnRay = False,
     as_json: AsJson = False,
 ) -> None:
     """Pack COCO-annotated pages into webdataset tars."""
@@ -67,6 +72,8 @@ def pack(
             samples_per_shard=shard_size,
             text=text,
             repair=repair,
+            workers=workers,
+            on_ray=ray,
             progress=lambda done, total: update(done, total, ""),
         )
     pages = sum(shard.samples for shard in dataset.shards)
@@ -77,20 +84,34 @@ def pack(
 
 
 @commands.command()
-def index(dataset: Annotated[Path, typer.Argument(help="Dataset folder.")]) -> None:
-    """Rebuild the index of every tar, such as after tars were replaced."""
-    from pipeline.data.format import read_dataset_json
-    from pipeline.data.index import build_index
+def index(
+    dataset: Annotated[Path, typer.Argument(help="Folder of the tars.")],
+    categories: Annotated[
+        Path | None,
+        typer.Option(help="For tars made elsewhere: JSON list of the classes' id and name, or a COCO file."),
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A class of text; repeat. As for `pack`.")] = None,
+    workers: Workers = 0,
+    ray: OnRay = False,
+) -> None:
+    """Index tars where they lie: made elsewhere, or replaced since they were packed."""
+    from pipeline.data.adopt import index_dataset
 
-    shards = read_dataset_json(dataset).shards
     with counted("indexing", "shards") as update:
-        for done, shard in enumerate(shards, start=1):
-            build_index(dataset / shard.name)
-            update(done, len(shards), "")
+        found = index_dataset(
+            dataset,
+            categories=categories,
+            text=text,
+            workers=workers,
+            on_ray=ray,
+            progress=lambda done, total: update(done, total, ""),
+        )
+    pages = sum(shard.samples for shard in found.shards)
+    out.print(f"{pages} pages, {len(found.categories)} classes in {len(found.shards)} shards: {dataset}")
 
 
 @commands.command()
-def info(dataset: Annotated[Path, typer.Argument(help="Dataset folder.")], as_json: AsJson = False) -> None:
+def info(dataset: Annotated[str, typer.Argument(help="Dataset folder or URL.")], as_json: AsJson = False) -> None:
     """Say what a dataset holds: classes, shards, pages, regions, identity."""
     from pipeline.data.describe import describe
 
@@ -99,9 +120,43 @@ def info(dataset: Annotated[Path, typer.Argument(help="Dataset folder.")], as_js
         print_json(content)
         return
     out.print(f"{content['pages']} pages, {content['regions']} regions, {content['shards']} shards")
+    if content["excluded"]:
+        out.print(f"{content['excluded']} samples of its tars are excluded")
     out.print(f"identity {content['identity']}")
     for name, entry in content["classes"].items():
         out.print(f"  {name:<24} {entry['regions']:>8} regions  {'text' if entry['text'] else 'not text'}")
+
+
+@commands.command()
+def verify(
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder.")],
+    exclude: Annotated[
+        bool, typer.Option("--exclude", help="Take what is bad out for good; the dataset gets another identity.")
+    ] = False,
+    workers: Workers = 0,
+    ray: OnRay = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check every byte, image and annotation, and list what is wrong. Exit code 1 where something is (and stays)."""
+    from pipeline.data.verify import verify as verify_dataset
+
+    with counted("verifying", "shards") as update:
+        problems = verify_dataset(
+            dataset,
+            exclude=exclude,
+            workers=workers,
+            on_ray=ray,
+            progress=lambda done, total: update(done, total, ""),
+        )
+    if as_json:
+        print_json({"problems": [asdict(problem) for problem in problems], "excluded": exclude})
+    else:
+        for problem in problems:
+            out.print(str(problem), markup=False, highlight=False, soft_wrap=True)
+        remedy = "taken out of the dataset" if exclude else "take them out with --exclude, or mend them and index again"
+        out.print(f"{len(problems)} problems; {remedy}" if problems else "nothing is wrong")
+    if problems and not exclude:
+        raise typer.Exit(1)
 
 
 @commands.command("convert-page")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from graphkd.detectors.config import DetectorConfig
 from graphkd.methods import MethodConfig
 from graphkd.nodes import NodePolicy
+from pipeline.data.storage import StorageConfig
 from pipeline.data.views import ViewConfig
+
+# A URL must not go through Path, which takes one of its slashes.
+Location = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 
 
 class Frozen(BaseModel):
@@ -22,9 +26,9 @@ class Frozen(BaseModel):
 class DataConfig(Frozen):
     """Where pages come from and how they are laid out."""
 
-    train: Path
-    """Packed dataset to train on."""
-    val: Path | None = None
+    train: Location
+    """Packed dataset to train on: a folder, or a URL (http, https, s3, gs)."""
+    val: Location | None = None
     """Packed dataset to evaluate on; None evaluates nothing."""
     num_classes: int | None = Field(default=None, ge=1)
     """K, where it must be known without the dataset; checked against it when it is there."""
@@ -32,6 +36,10 @@ class DataConfig(Frozen):
     """Canvas and augmentation."""
     loader_workers: int = Field(default=2, ge=0)
     """Processes per training worker that read and decode; 0 reads in the training process."""
+    storage: StorageConfig = StorageConfig()
+    """How remote datasets are read."""
+    bad_samples: int = Field(default=0, ge=0)
+    """Pages that each training worker may fail to decode before the run stops; the next page stands in for them."""
 
 
 class ScheduleConfig(Frozen):
@@ -124,6 +132,8 @@ class RunSettings(Frozen):
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints kept."""
     log_every: int = Field(default=20, ge=1)
+    ledger: bool = False
+    """Whether the run folder's ledger lists the pages of every step."""
     eval_batch: int = Field(default=8, ge=1)
     """Pages at a time in evaluation, caching and statistics."""
 

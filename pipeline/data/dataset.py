@@ -1,15 +1,13 @@
-"""A packed dataset: random access to its samples through the Arrow indexes."""
+"""A packed dataset: random access to its samples through the Arrow indexes, wherever it lies."""
 
 from __future__ import annotations
 
 import io
-import os
-from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +15,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from graphkd.errors import DataError
-from pipeline.data.format import read_dataset_json
-from pipeline.data.index import read_index
+from pipeline.data.format import DATASET_FILE, DatasetJson, index_path, parse_dataset_json, read_dataset_json
+from pipeline.data.index import ShardIndex, open_index, parse_index
+from pipeline.data.storage import LocalStore, Range, StorageConfig, open_store
+from pipeline.data.views import DECODING_ERRORS
+
+OPEN_INDEXES = 256  # per process; a rank reads 64 or so shards side by side
+
+
+class BadSampleError(DataError):
+    """One sample cannot be used; another may be shown in its stead where the run allows it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What the index says of one sample."""
+    """What is known of one sample before its image is read."""
 
     key: str
+    shard: str
     image_id: int
     file_name: str
     size: tuple[int, int]
@@ -41,28 +48,30 @@ class Record:
 
 
 class PackedDataset:
-    """A dataset folder opened for reading; cheap to send to another process, which opens its own files.
+    """A dataset opened for reading; cheap to send to another process, which opens its own files.
 
-    Raises DataError where the folder is no dataset or its index does not fit its shards.
+    Args:
+        location: folder, or URL of one (http, https, s3, gs).
+        storage: how a remote one is read.
+
+    Raises DataError where there is no dataset or its index does not fit its shards.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.description = read_dataset_json(folder)
+    def __init__(self, location: str | Path, storage: StorageConfig | None = None) -> None:
+        self.location = location
+        self.storage = storage
+        self.store = open_store(location, storage)
+        self.description = self._describe()
         self.shard_sizes = tuple(shard.samples for shard in self.description.shards)
-        self._starts = [0, *accumulate(self.shard_sizes)]
+        self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
         self._class_of = {category.id: place for place, category in enumerate(self.description.categories)}
-        self._tables: dict[int, pa.Table] = {}
-        self._files: dict[int, int] = {}
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return int(self._starts[-1])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["folder"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[PackedDataset], tuple[str | Path, StorageConfig | None]]:
+        return type(self), (self.location, self.storage)
 
     @property
     def num_classes(self) -> int:
@@ -86,62 +95,81 @@ class PackedDataset:
 
     def locate(self, sample: int) -> tuple[int, int]:
         """(shard, row) of a sample number."""
-        shard = bisect_right(self._starts, sample) - 1
-        return shard, sample - self._starts[shard]
+        shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
+        return shard, sample - int(self._starts[shard])
 
     def record(self, sample: int) -> Record:
         """The index entry of a sample."""
-        shard, row = self.locate(sample)
-        table = self._table(shard)
-        values = {name: table.column(name)[row].as_py() for name in table.column_names}
+        shard, number = self.locate(sample)
+        row = self._index(shard).row(number)
         return Record(
-            key=values["key"],
-            image_id=values["image_id"],
-            file_name=values["file_name"],
-            size=(values["width"], values["height"]),
-            boxes=np.array(values["boxes"], dtype=np.float32).reshape(-1, 4),
-            classes=np.array(
-                [self._class(category, values["key"]) for category in values["category_ids"]], dtype=np.int64
-            ),
-            crowd=np.array(values["iscrowd"], dtype=bool),
-            image_offset=values["image_offset"],
-            image_bytes=values["image_bytes"],
+            key=row.key,
+            shard=self.description.shards[shard].name,
+            image_id=row.image_id,
+            file_name=row.file_name,
+            size=row.size,
+            boxes=row.boxes,
+            classes=np.array([self._class(category, row.key) for category in row.category_ids], dtype=np.int64),
+            crowd=row.crowd,
+            image_offset=row.image_offset,
+            image_bytes=row.image_bytes,
+        )
+
+    def images(self, records: Sequence[Record]) -> list[bytes]:
+        """The files of several images, fetched side by side where they are far away."""
+        return self.store.ranges(
+            [Range(name=record.shard, start=record.image_offset, size=record.image_bytes) for record in records]
         )
 
     def image(self, sample: int, record: Record) -> Image.Image:
-        """Open the image of a sample; pixels are decoded when used. Raises DataError naming shard and key."""
-        shard, _ = self.locate(sample)
-        content = os.pread(self._file(shard), record.image_bytes, record.image_offset)
+        """Open the image of a sample; pixels are decoded when used. Raises BadSampleError naming shard and key."""
+        return self.open_image(self.images([record])[0], record)
+
+    def open_image(self, content: bytes, record: Record) -> Image.Image:
+        """Open an image that was read; raises BadSampleError naming shard and key."""
         try:
             return Image.open(io.BytesIO(content))
-        except OSError as error:
-            name = self.description.shards[shard].name
-            raise DataError(f"{self.folder / name}: the image of {record.key!r} cannot be read ({error})") from error
+        except DECODING_ERRORS as error:
+            raise self.bad_sample(record, error) from error
+
+    def bad_sample(self, record: Record, error: BaseException | str) -> BadSampleError:
+        """The error of a sample whose image does not decode."""
+        return BadSampleError(
+            f"{self.store.location}/{record.shard}: the image of {record.key!r} cannot be read ({error}); take it out "
+            "with `graphkd data verify --exclude`, or allow some with data.bad_samples"
+        )
+
+    def _describe(self) -> DatasetJson:
+        if isinstance(self.store, LocalStore):
+            return read_dataset_json(self.store.folder)
+        return parse_dataset_json(self.store.read(DATASET_FILE), f"{self.store.location}/{DATASET_FILE}")
 
     def _class(self, category: int, key: str) -> int:
         if category not in self._class_of:
             raise DataError(
-                f"{self.folder}: sample {key!r} has category id {category}, which dataset.json does not list"
+                f"{self.store.location}: sample {key!r} has category id {category}, which dataset.json does not list"
             )
         return self._class_of[category]
 
-    def _table(self, shard: int) -> pa.Table:
-        if shard not in self._tables:
-            table = read_index(self.folder / self.description.shards[shard].name)
-            if table.num_rows != self.shard_sizes[shard]:
-                name = self.description.shards[shard].name
-                raise DataError(
-                    f"the index of {self.folder / name} has {table.num_rows} samples, but dataset.json says "
-                    f"{self.shard_sizes[shard]}; run `graphkd data index {self.folder}`"
-                )
-            self._tables[shard] = table
-        return self._tables[shard]
+    def _index(self, shard: int) -> ShardIndex:
+        if shard in self._indexes:
+            self._indexes.move_to_end(shard)
+            return self._indexes[shard]
+        index = self._open_index(shard)
+        if len(index) != self.shard_sizes[shard]:
+            name = self.description.shards[shard].name
+            raise DataError(
+                f"the index of {self.store.location}/{name} has {len(index)} samples, but dataset.json says "
+                f"{self.shard_sizes[shard]}; run `graphkd data index {self.store.location}`"
+            )
+        self._indexes[shard] = index
+        if len(self._indexes) > OPEN_INDEXES:
+            self._indexes.popitem(last=False)
+        return index
 
-    def _file(self, shard: int) -> int:
-        if shard not in self._files:
-            path = self.folder / self.description.shards[shard].name
-            try:
-                self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise DataError(f"shard {path} cannot be opened ({error.strerror}); copy or pack it again") from error
-        return self._files[shard]
+    def _open_index(self, shard: int) -> ShardIndex:
+        entry = self.description.shards[shard]
+        if isinstance(self.store, LocalStore):
+            return open_index(self.store.folder / entry.name, entry.excluded)
+        name = index_path(Path(entry.name)).name
+        return parse_index(pa.BufferReader(self.store.read(name)), f"{self.store.location}/{name}")

@@ -9,9 +9,9 @@ from typing import Any
 from pipeline.data.dataset import PackedDataset
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(location: str | Path) -> dict[str, Any]:
     """Pages, regions, shards, bytes, identity, and regions per class; reads only the indexes."""
-    dataset = PackedDataset(folder)
+    dataset = PackedDataset(location)
     regions: Counter[int] = Counter()
     for sample in range(len(dataset)):
         regions.update(dataset.record(sample).classes.tolist())
@@ -20,6 +20,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "pages": len(dataset),
         "regions": regions.total(),
         "shards": len(dataset.shard_sizes),
+        "excluded": sum(len(shard.excluded) for shard in dataset.description.shards),
         "bytes": sum(shard.bytes for shard in dataset.description.shards),
         "identity": dataset.identity,
         "classes": {

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from graphkd.errors import DataError
 from graphkd.pages import PageBatch
-from pipeline.data.dataset import PackedDataset
+from pipeline.data.dataset import BadSampleError, PackedDataset, Record
 from pipeline.data.order import CanonicalOrder, SampleRef, batch_positions, sample_seed, share
 from pipeline.data.views import (
+    DECODING_ERRORS,
+    Placement,
     View,
     ViewConfig,
-    apply_view,
     boxes_to_canvas,
+    decode,
     evaluation_view,
-    page_size,
+    lay_out,
+    place,
     training_view,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,25 +42,38 @@ class PageItem:
     sample: int
     seed: int
     view_number: int
-    view: tuple[float, float, float]
+    view: tuple[float, float, float, float]
+    instead_of: int
 
 
 class PageItems(Dataset[PageItem]):
-    """Pages by place in the order; ``views`` is how many views of a page exist (0: a new one each epoch, -1: none)."""
+    """Pages by place in the order, each decoded and laid out; regions marked as crowd are no targets.
 
-    def __init__(self, dataset: PackedDataset, config: ViewConfig, seed: int, views: int) -> None:
+    Args:
+        dataset: where they come from.
+        config: canvas and augmentation.
+        seed: of the run.
+        views: how many views of a page exist (0: a new one each epoch, -1: the evaluation view).
+        stand_ins: whether another page stands in for one that cannot be used; otherwise that is an error.
+    """
+
+    def __init__(
+        self, dataset: PackedDataset, config: ViewConfig, seed: int, views: int, stand_ins: bool = False
+    ) -> None:
         self.dataset = dataset
         self.config = config
         self.seed = seed
         self.views = views
+        self.stand_ins = stand_ins
 
     def __getitem__(self, ref: SampleRef) -> PageItem:
-        number = self.view_number(ref)
-        view = training_view(self.config, self.seed, ref.sample, number)
-        if self.views < 0:
-            view = evaluation_view(self.config)
-        seed = sample_seed(self.seed, ref.epoch, ref.sample)
-        return load_page(self.dataset, ref.sample, number, view, self.config, seed)
+        return self.__getitems__([ref])[0]
+
+    def __getitems__(self, refs: list[SampleRef]) -> list[PageItem]:
+        """The pages of a batch, whose images are read together (called by torch's DataLoader)."""
+        records = [self.dataset.record(ref.sample) for ref in refs]
+        contents = self.dataset.images(records)
+        return [self._page(ref, record, content) for ref, record, content in zip(refs, records, contents, strict=True)]
 
     def view_number(self, ref: SampleRef) -> int:
         """Which of its views the page is shown in, in its epoch."""
@@ -60,24 +81,57 @@ class PageItems(Dataset[PageItem]):
             return 0
         return ref.epoch % self.views if self.views else ref.epoch
 
+    def _page(self, ref: SampleRef, record: Record, content: bytes) -> PageItem:
+        try:
+            return self._laid_out(ref, record, content)
+        except BadSampleError as error:
+            if not self.stand_ins:
+                raise
+            logger.warning("another page stands in: %s", error)
+        return replace(self._stand_in(ref), instead_of=ref.sample)
 
-def load_page(dataset: PackedDataset, sample: int, number: int, view: View, config: ViewConfig, seed: int) -> PageItem:
-    """Read, decode and lay out view ``number`` of one page; regions marked as crowd are no targets."""
-    record = dataset.record(sample)
-    width, height = page_size(*record.size, view, config.canvas)
-    boxes = boxes_to_canvas(record.boxes, record.size, view, config.canvas)
-    # Regions of a fraction of a pixel on the canvas have no gradient worth having and break box encoding.
-    kept = ~record.crowd & ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(axis=1)
-    return PageItem(
-        image=apply_view(dataset.image(sample, record), view, config.canvas),
-        size=(height, width),
-        boxes=boxes[kept],
-        classes=record.classes[kept],
-        sample=sample,
-        seed=seed,
-        view_number=number,
-        view=(width / record.size[0], height / record.size[1], float(view.flip)),
-    )
+    def _stand_in(self, ref: SampleRef) -> PageItem:
+        """The next page that can be used: the same under any topology, and no rank is left without a page."""
+        others = len(self.dataset)
+        for step in range(1, others):
+            other = SampleRef(ref.epoch, (ref.sample + step) % others)
+            record = self.dataset.record(other.sample)
+            try:
+                return self._laid_out(other, record, self.dataset.images([record])[0])
+            except BadSampleError:
+                continue
+        raise DataError(f"no page of {self.dataset.location} can be read; look at it with `graphkd data verify`")
+
+    def _laid_out(self, ref: SampleRef, record: Record, content: bytes) -> PageItem:
+        number = self.view_number(ref)
+        view = evaluation_view(self.config)
+        if self.views >= 0:
+            view = training_view(self.config, self.seed, ref.sample, number)
+        placed = place(*record.size, view, self.config.canvas)
+        boxes = boxes_to_canvas(record.boxes, placed)
+        # Regions of a fraction of a pixel on the canvas have no gradient worth having and break box encoding.
+        kept = ~record.crowd & ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(axis=1)
+        return PageItem(
+            image=lay_out(self._decoded(record, content, view, placed), placed, view, self.config.canvas),
+            size=(placed.height, placed.width),
+            boxes=boxes[kept],
+            classes=record.classes[kept],
+            sample=ref.sample,
+            seed=sample_seed(self.seed, ref.epoch, ref.sample),
+            view_number=number,
+            view=placed.affine,
+            instead_of=-1,
+        )
+
+    def _decoded(self, record: Record, content: bytes, view: View, placed: Placement) -> Image.Image:
+        image = self.dataset.open_image(content, record)
+        if image.size != record.size:
+            stated = f"{record.size[0]} x {record.size[1]} px"
+            raise self.dataset.bad_sample(record, f"it is {image.size[0]} x {image.size[1]} px, its json says {stated}")
+        try:
+            return decode(image, view, placed)
+        except DECODING_ERRORS as error:
+            raise self.dataset.bad_sample(record, error) from error
 
 
 def collate(items: list[PageItem]) -> PageBatch:
@@ -92,6 +146,7 @@ def collate(items: list[PageItem]) -> PageBatch:
         seeds=torch.tensor([item.seed for item in items]),
         view_numbers=torch.tensor([item.view_number for item in items]),
         views=torch.tensor([item.view for item in items], dtype=torch.float32),
+        instead_of=torch.tensor([item.instead_of for item in items]),
     )
 
 
@@ -108,7 +163,7 @@ class StepBatches(Sampler[list[SampleRef]]):
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
         for step in range(self.start, self.stop):
-            yield [self.order.at(position) for position in batch_positions(step, self.batch, self.rank, self.ranks)]
+            yield self.order.refs(batch_positions(step, self.batch, self.rank, self.ranks))
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -146,6 +201,19 @@ def page_loader(
         multiprocessing_context="spawn" if workers else None,
         worker_init_fn=_one_thread if workers else None,
     )
+
+
+def within_budget(batches: Iterable[PageBatch], tolerated: int) -> Iterator[PageBatch]:
+    """Pass batches on until more than ``tolerated`` different pages could not be used; then raise DataError."""
+    bad: set[int] = set()
+    for batch in batches:
+        bad.update(sample for sample in batch.instead_of.tolist() if sample >= 0)
+        if len(bad) > tolerated:
+            raise DataError(
+                f"{len(bad)} pages could not be read, such as sample {min(bad)}, but data.bad_samples is {tolerated}; "
+                "take them out with `graphkd data verify --exclude`"
+            )
+        yield batch
 
 
 def _one_thread(_worker: int) -> None:

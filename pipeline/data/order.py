@@ -1,24 +1,26 @@
-"""The order of samples: a pure function of (shard sizes, seed, epoch, position), the same for every topology.
+"""The order of samples: a pure function of (shard sizes, seed, batch, position), the same for every topology.
 
 Position counts on across epochs: ``position // samples`` is the epoch, so a batch may straddle two, and each sample
-comes exactly once per epoch. Shards are shuffled, laid end to end, and cut into windows of a few shards; within a
-window samples are permuted by a keyed bijection that needs no memory. A reader then has few shards open at a time,
-and the cost of finding a sample does not grow with the dataset.
+comes exactly once per epoch. Within an epoch the shards are shuffled and laid end to end, and that line is cut into
+*lanes* of equal length. Place ``s`` of every batch reads one lane after another out of its own few, and each lane moves
+forward through its shards, a block of at most ``BLOCK`` samples at a time, whose samples are permuted by a keyed
+bijection. So one batch mixes as many shards as it has pages, while each shard is read by few ranks and mostly forward.
+The cost of a position does not depend on the dataset's size, and memory grows with shards, not samples.
 """
 
 from __future__ import annotations
 
-import hashlib
-from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 
 import numpy as np
 
-ORDER_VERSION = 1
-WINDOW_SHARDS = 8
-FEISTEL_ROUNDS = 4
+from graphkd.errors import ConfigError
+from pipeline.data.keyed import Indices, Words, key_of, mix, permutation, permuted
+
+ORDER_VERSION = 2
+MIN_LANES = 64
+BLOCK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,65 +32,95 @@ class SampleRef:
     """Number of the sample: its row, shards laid end to end in the order of ``dataset.json``."""
 
 
-class CanonicalOrder:
-    """The endless training order over shards of the given sizes."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Epoch:
+    """The layout of one epoch; ``places`` are offsets of its line of shuffled shards."""
 
-    def __init__(self, shard_sizes: tuple[int, ...], seed: int, window_shards: int = WINDOW_SHARDS) -> None:
-        self.shard_sizes = shard_sizes
+    shards: Indices
+    """[S]: which shard comes when."""
+    shard_ends: Indices
+    """[S]: place behind each of them."""
+    lane_starts: Indices
+    """[L]: first place of lane c, read by batch places congruent to c."""
+    lane_sizes: Indices
+    """[L]."""
+
+
+class CanonicalOrder:
+    """The endless training order over shards of the given sizes, for global batches of ``batch`` samples.
+
+    Lanes are the smallest multiple of the batch that is at least ``MIN_LANES``, so that a rank keeps its lanes for a
+    whole epoch.
+    """
+
+    def __init__(self, shard_sizes: tuple[int, ...], seed: int, batch: int = 1) -> None:
+        self.shard_sizes = np.array(shard_sizes, dtype=np.int64)
         self.seed = seed
-        self.window_shards = window_shards
-        self.starts = [0, *accumulate(shard_sizes)]
-        self.samples = self.starts[-1]
-        self._epoch_layout = lru_cache(maxsize=2)(self._lay_out)
+        self.lanes = batch * -(-MIN_LANES // batch)
+        self.starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
+        self.samples = int(self.starts[-1])
+        self._epoch = lru_cache(maxsize=2)(self._lay_out)
 
     def at(self, position: int) -> SampleRef:
         """The sample at ``position`` >= 0 of the endless order."""
-        epoch, offset = divmod(position, self.samples)
-        shards, ends = self._epoch_layout(epoch)
-        place = bisect_right(ends, offset)
-        window = place // self.window_shards
-        low = 0 if window == 0 else ends[window * self.window_shards - 1]
-        high = ends[min((window + 1) * self.window_shards, len(ends)) - 1]
-        offset = low + permuted(offset - low, high - low, key=_key(self.seed, epoch, window))
-        place = bisect_right(ends, offset)
-        row = offset - (0 if place == 0 else ends[place - 1])
-        return SampleRef(epoch, self.starts[shards[place]] + row)
+        return self.refs(range(position, position + 1))[0]
 
-    def _lay_out(self, epoch: int) -> tuple[list[int], list[int]]:
-        shards = np.random.default_rng([self.seed, epoch, ORDER_VERSION]).permutation(len(self.shard_sizes)).tolist()
-        return shards, list(accumulate(self.shard_sizes[shard] for shard in shards))
+    def refs(self, positions: range) -> list[SampleRef]:
+        """The samples at consecutive ``positions``."""
+        refs: list[SampleRef] = []
+        while len(positions):
+            epoch = positions.start // self.samples
+            own = positions[: (epoch + 1) * self.samples - positions.start]
+            offsets = np.arange(own.start, own.stop, dtype=np.int64) - epoch * self.samples
+            refs += [SampleRef(epoch, sample) for sample in self.samples_of(epoch, offsets).tolist()]
+            positions = positions[len(own) :]
+        return refs
+
+    def samples_of(self, epoch: int, offsets: Indices) -> Indices:
+        """Sample numbers at ``offsets`` (0 to samples - 1, in any order) of ``epoch``: int64 [n] -> int64 [n]."""
+        layout = self._epoch(epoch)
+        lane = offsets % self.lanes
+        low, size = layout.lane_starts[lane], layout.lane_sizes[lane]
+        place = low + offsets // self.lanes
+        turn = np.searchsorted(layout.shard_ends, place, side="right")
+        shard = layout.shards[turn]
+        shard_size = self.shard_sizes[shard]
+        shard_start = layout.shard_ends[turn] - shard_size
+        block_low, block_high = _block(place - shard_start, shard_size)
+        block_low = np.maximum(block_low + shard_start, low)
+        block_high = np.minimum(block_high + shard_start, low + size)
+        place = block_low + permuted(place - block_low, block_high - block_low, self._keys(epoch, block_low))
+        samples: Indices = self.starts[shard] + place - shard_start
+        return samples
+
+    def _keys(self, epoch: int, places: Indices) -> Words:
+        return mix(places.astype(np.uint64) + np.uint64(key_of(self.seed, epoch, "block", ORDER_VERSION)))
+
+    def _lay_out(self, epoch: int) -> _Epoch:
+        shards = permutation(key_of(self.seed, epoch, "shards", ORDER_VERSION), len(self.shard_sizes))
+        # Lanes are shuffled along the line: those of one batch should not lie side by side in the same shard.
+        along = permutation(key_of(self.seed, epoch, "lanes", ORDER_VERSION), self.lanes)
+        sizes = self.samples // self.lanes + (np.arange(self.lanes) < self.samples % self.lanes)
+        starts = np.empty(self.lanes, dtype=np.int64)
+        starts[along] = np.cumsum(sizes[along]) - sizes[along]
+        return _Epoch(
+            shards=shards,
+            shard_ends=np.cumsum(self.shard_sizes[shards]),
+            lane_starts=starts,
+            lane_sizes=sizes,
+        )
 
 
-def permuted(index: int, size: int, key: int) -> int:
-    """Where a keyed bijection of range(size) sends ``index``: a Feistel network over the next power of 4, with cycle
-    walking (Black and Rogaway, 2002), so that no table is kept.
-    """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    while True:
-        left, right = index >> half, index & mask
-        for turn in range(FEISTEL_ROUNDS):
-            left, right = right, left ^ (_mix(right, key + turn) & mask)
-        index = left << half | right
-        if index < size:
-            return index
-
-
-def _mix(value: int, key: int) -> int:
-    # The finaliser of SplitMix64 (Steele et al., 2014): every input bit reaches every output bit.
-    mixed = (value * 0x9E3779B97F4A7C15 + key) & 0xFFFFFFFFFFFFFFFF
-    mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return mixed ^ mixed >> 31
-
-
-def _key(*parts: int) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
+def _block(row: Indices, shard_size: Indices) -> tuple[Indices, Indices]:
+    """First row and row behind the last of the block that ``row`` lies in; blocks of a shard are nearly equal."""
+    blocks = -(-shard_size // BLOCK)
+    number = ((row + 1) * blocks - 1) // shard_size
+    return shard_size * number // blocks, shard_size * (number + 1) // blocks
 
 
 def sample_seed(seed: int, epoch: int, sample: int) -> int:
     """The key of everything random about one sample in one epoch, 0 to 2^62 - 1."""
-    return _key(seed, epoch, sample, 1) >> 2
+    return key_of(seed, epoch, sample, 1) >> 2
 
 
 def share(total: int, part: int, parts: int) -> range:
@@ -100,3 +132,12 @@ def batch_positions(step: int, batch: int, rank: int, ranks: int) -> range:
     """Positions of the order that ``rank`` of ``ranks`` reads in global batch ``step`` of ``batch`` samples."""
     own = share(batch, rank, ranks)
     return range(step * batch + own.start, step * batch + own.stop)
+
+
+def require_pages_for_all(batch: int, ranks: int) -> None:
+    """Raise ConfigError where a global batch of ``batch`` pages would leave one of ``ranks`` ranks without a page."""
+    if batch < ranks:
+        raise ConfigError(
+            f"schedule.batch {batch} leaves some of {ranks} workers without a page in every step, and a worker needs "
+            f"one; the nearest that does not is schedule.batch={ranks}, or give at most {batch} workers"
+        )

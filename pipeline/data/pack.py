@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import webdataset as wds
+from filelock import FileLock, Timeout
 from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
 from graphkd.errors import DataError, OutputError
-from pipeline.data.coco import CocoFile, Page, load_coco, pages
-from pipeline.data.format import DATASET_FILE, FORMAT_VERSION, DatasetCategory, DatasetJson, Shard, read_dataset_json
+from pipeline.data.coco import Category, Page, load_coco, pages
+from pipeline.data.format import (
+    DATASET_FILE,
+    FORMAT_VERSION,
+    DatasetCategory,
+    DatasetJson,
+    Shard,
+    index_path,
+    read_dataset_json,
+)
 from pipeline.data.index import build_index
 from pipeline.files import claim_folder, fingerprint, replaced, sha256_file, sync_folder, write_json
+from pipeline.parallel import each
+
+BUILDING, PLAN, LOCK = ".building", "plan.json", ".packing.lock"
 
 NON_TEXT_NAMES = frozenset(
     name
@@ -36,12 +51,14 @@ def pack(
     samples_per_shard: int = 256,
     text: Iterable[str] | None = None,
     repair: bool = False,
+    workers: int = 0,
+    on_ray: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> DatasetJson:
     """Pack the pages of a COCO file into ``out``; the same input gives the same bytes.
 
-    Shards are written beside each other under final names only when whole, ``dataset.json`` last. A folder that holds
-    this very dataset already is left as it is.
+    Shards get their final names only when all are whole, ``dataset.json`` comes last. Interrupted and started again,
+    it goes on with the shards that are missing. A folder that holds this very dataset already is left as it is.
 
     Args:
         annotations: COCO file.
@@ -50,25 +67,48 @@ def pack(
         samples_per_shard: pages of one tar.
         text: names of the classes of text; by default all but pictures, tables, formulas and the like.
         repair: clip boxes to the page and drop empty ones instead of refusing them.
+        workers: processes; 0 for as many as is worthwhile.
+        on_ray: pack on a Ray cluster, which must see the same folders.
         progress: called with (pages done, pages in all).
 
     Raises:
         DataError: for mistakes in the annotations and for missing or unreadable images.
-        OutputError: where ``out`` holds something else or cannot be written.
+        OutputError: where ``out`` holds something else, cannot be written, or is being packed by another process.
     """
     coco = load_coco(annotations)
     all_pages, _ = pages(coco, annotations, repair=repair)
     if not all_pages:
         raise DataError(f"{annotations} names no images; give a COCO file with pages")
-    categories = _categories(coco, text)
+    categories = dataset_categories(coco.categories, text)
     source = fingerprint(
         [sha256_file(annotations), samples_per_shard, repair, [category.model_dump() for category in categories]]
     )
-    claim_folder(out, DATASET_FILE, "dataset")
+    building = out / BUILDING
+    if not _goes_on(building, source):
+        claim_folder(out, DATASET_FILE, "dataset")
     if (out / DATASET_FILE).exists():
         return _already_packed(out, source)
     _check_images(all_pages, images)
-    return _write(all_pages, images, out, categories, source, samples_per_shard, progress)
+    building.mkdir(exist_ok=True)
+    try:
+        with _alone_in(out):
+            tasks = _tasks(all_pages, images, building, source, samples_per_shard)
+            return _write(tasks, out, categories, source, each(pack_shard, tasks, workers, on_ray), progress)
+    except DataError:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    try:
+        with FileLock(out / LOCK, timeout=0):
+            try:
+                yield
+            finally:
+                (out / LOCK).unlink(missing_ok=True)
+    except Timeout as error:
+        raise OutputError(f"{out} is being packed by another process; wait for it, or give another --out") from error
 
 
 def _already_packed(out: Path, source: str) -> DatasetJson:
@@ -78,8 +118,9 @@ def _already_packed(out: Path, source: str) -> DatasetJson:
     return existing
 
 
-def _categories(coco: CocoFile, text: Iterable[str] | None) -> list[DatasetCategory]:
-    names = [category.name for category in coco.categories]
+def dataset_categories(given: Sequence[Category], text: Iterable[str] | None) -> list[DatasetCategory]:
+    """The classes of a dataset in the order of their ids, each text or not; raises DataError for unknown ``text``."""
+    names = [category.name for category in given]
     chosen = None if text is None else set(text)
     unknown = sorted((chosen or set()) - set(names))
     if unknown:
@@ -90,7 +131,7 @@ def _categories(coco: CocoFile, text: Iterable[str] | None) -> list[DatasetCateg
             name=category.name,
             text=category.name in chosen if chosen is not None else category.name.lower() not in NON_TEXT_NAMES,
         )
-        for category in sorted(coco.categories, key=lambda category: category.id)
+        for category in sorted(given, key=lambda category: category.id)
     ]
 
 
@@ -103,46 +144,93 @@ def _check_images(all_pages: list[Page], images: Path) -> None:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """One tar to write."""
+
+    path: Path
+    pages: list[Page]
+    images: Path
+    first: int
+    """Number of its first page."""
+
+    @property
+    def record(self) -> Path:
+        """What is known of the finished tar; written after it."""
+        return self.path.with_suffix(".json")
+
+
+def _goes_on(building: Path, source: str) -> bool:
+    """Whether ``building`` holds an unfinished packing of the same source."""
+    try:
+        return bool(json.loads((building / PLAN).read_text())["source"] == source)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _tasks(all_pages: list[Page], images: Path, building: Path, source: str, samples_per_shard: int) -> list[ShardTask]:
+    if not _goes_on(building, source):
+        shutil.rmtree(building, ignore_errors=True)
+        write_json(building / PLAN, {"source": source})
+    return [
+        ShardTask(
+            path=building / f"shard-{first // samples_per_shard:06d}.tar",
+            pages=all_pages[first : first + samples_per_shard],
+            images=images,
+            first=first,
+        )
+        for first in range(0, len(all_pages), samples_per_shard)
+    ]
+
+
 def _write(
-    all_pages: list[Page],
-    images: Path,
+    tasks: list[ShardTask],
     out: Path,
     categories: list[DatasetCategory],
     source: str,
-    samples_per_shard: int,
+    finished: Iterator[Shard],
     progress: Callable[[int, int], None] | None,
 ) -> DatasetJson:
-    building = out / ".building"
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
-    try:
-        shards = []
-        for start in range(0, len(all_pages), samples_per_shard):
-            path = building / f"shard-{start // samples_per_shard:06d}.tar"
-            chunk = all_pages[start : start + samples_per_shard]
-            shards.append(_write_shard(path, chunk, images, start))
-            if progress is not None:
-                progress(start + len(chunk), len(all_pages))
-        for path in sorted(building.iterdir()):
-            path.rename(out / path.name)
-        sync_folder(out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    total = sum(len(task.pages) for task in tasks)
+    shards: list[Shard] = []
+    for shard in finished:
+        shards.append(shard)
+        if progress is not None:
+            progress(sum(entry.samples for entry in shards), total)
+    for task in tasks:
+        for path in (task.path, index_path(task.path)):
+            if path.exists():  # otherwise it was moved before an interruption
+                path.rename(out / path.name)
+    sync_folder(out)
+    shards.sort(key=lambda shard: shard.name)
     dataset = DatasetJson(version=FORMAT_VERSION, categories=categories, shards=shards, source=source)
     write_json(out / DATASET_FILE, dataset.model_dump())
+    shutil.rmtree(out / BUILDING, ignore_errors=True)
     return dataset
 
 
-def _write_shard(path: Path, chunk: list[Page], images: Path, first: int) -> Shard:
+def pack_shard(task: ShardTask) -> Shard:
+    """Write one tar, its index and its record, unless that was done before."""
+    if task.record.exists():
+        return Shard.model_validate_json(task.record.read_text())
     with (
-        replaced(path) as temporary,
+        replaced(task.path) as temporary,
         temporary.open("wb") as stream,
         wds.TarWriter(stream, mtime=0, user="graphkd", group="graphkd") as writer,
     ):
-        for number, page in enumerate(chunk, start=first):
-            writer.write(_sample(f"{number:09d}", page, images))
-    build_index(path)
-    return Shard(name=path.name, samples=len(chunk), bytes=path.stat().st_size, sha256=sha256_file(path))
+        for number, page in enumerate(task.pages, start=task.first):
+            writer.write(_sample(f"{number:09d}", page, task.images))
+    build_index(task.path)
+    shard = describe_shard(task.path, len(task.pages))
+    write_json(task.record, shard.model_dump())
+    return shard
+
+
+def describe_shard(path: Path, samples: int, excluded: tuple[str, ...] = ()) -> Shard:
+    """The entry of a tar in ``dataset.json``."""
+    return Shard(
+        name=path.name, samples=samples, bytes=path.stat().st_size, sha256=sha256_file(path), excluded=excluded
+    )
 
 
 def _sample(key: str, page: Page, images: Path) -> dict[str, object]:

@@ -45,12 +45,13 @@ def coco_results(
     detections: Detections, dataset: PackedDataset, record: Record, view: list[float]
 ) -> list[dict[str, Any]]:
     """Detections of one page on its canvas as COCO results in image px; ``view`` is its row of ``PageBatch.views``."""
-    scale_x, scale_y, flip = view
+    scale_x, scale_y, shift_x, shift_y = view
     width, height = record.size
-    boxes = detections.boxes.cpu().double() / torch.tensor([scale_x, scale_y] * 2, dtype=torch.float64)
+    shift = torch.tensor([shift_x, shift_y] * 2, dtype=torch.float64)
+    boxes = (detections.boxes.cpu().double() - shift) / torch.tensor([scale_x, scale_y] * 2, dtype=torch.float64)
     left, top, right, bottom = boxes.unbind(dim=1)
-    if flip:
-        left, right = width - right, width - left
+    if scale_x < 0:
+        left, right = right, left
     left, right = left.clamp(0, width), right.clamp(0, width)
     top, bottom = top.clamp(0, height), bottom.clamp(0, height)
     sides = torch.stack([left, top, right - left, bottom - top], dim=1)

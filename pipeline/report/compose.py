@@ -33,7 +33,7 @@ def _dataset(config: RunConfig) -> PackedDataset | None:
     if config.data.val is None:
         return None
     try:
-        return PackedDataset(config.data.val)
+        return PackedDataset(config.data.val, config.data.storage)
     except UserError as error:
         logger.warning("the report shows no pages: %s", error)
         return None

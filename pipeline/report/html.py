@@ -140,7 +140,7 @@ def _regions(run: RunSummary, record: Record, dataset: PackedDataset) -> Regions
     unknown = [result["category_id"] for result in found if result["category_id"] not in classes]
     if unknown:
         raise DataError(
-            f"predictions of {run.folder} name category id {unknown[0]}, which {dataset.folder} lacks; "
+            f"predictions of {run.folder} name category id {unknown[0]}, which {dataset.location} lacks; "
             "give the dataset that the run was evaluated on"
         )
     return Regions(

@@ -39,16 +39,6 @@ class Checkpoint:
     """What :func:`save_checkpoint` was given as ``state``."""
     model_sha256: str
 
-    def require(self, name: str, wanted: dict[str, Any]) -> None:
-        """Raise CheckpointError where part ``name`` of the state is not ``wanted``, naming what differs."""
-        found = self.state.get(name, {})
-        changed = [key for key, value in wanted.items() if found.get(key) != value]
-        if changed:
-            details = "; ".join(f"{key} {found.get(key)!r}, not {wanted[key]!r}" for key in changed)
-            raise CheckpointError(
-                f"{self.folder} was trained with {details}; train in another run folder, or delete this one"
-            )
-
 
 def save_checkpoint(
     root: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int

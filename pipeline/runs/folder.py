@@ -16,10 +16,12 @@ from pipeline.runs.trained import CONFIG_FILE
 FREE = (
     "engine",
     "data.loader_workers",
+    "data.storage",
     "run.folder",
     "run.checkpoint_every",
     "run.keep",
     "run.log_every",
+    "run.ledger",
     "run.eval_batch",
 )
 

@@ -50,7 +50,7 @@ def dataset_classes(config: RunConfig, dataset: PackedDataset) -> int:
     stated = config.data.num_classes
     if stated is not None and stated != dataset.num_classes:
         raise ConfigError(
-            f"data.num_classes is {stated}, but {dataset.folder} has {dataset.num_classes} classes; "
+            f"data.num_classes is {stated}, but {dataset.location} has {dataset.num_classes} classes; "
             "mend one of them, or leave num_classes out"
         )
     return dataset.num_classes

@@ -48,7 +48,7 @@ def build_cache(
         CacheError: where the folder belongs to another teacher, dataset or setting, naming it.
         OutputError: where the disk is full.
     """
-    dataset = PackedDataset(student.data.train)
+    dataset = PackedDataset(student.data.train, student.data.storage)
     teacher = open_teacher(student)
     identity = cache_identity(student, teacher, dataset)
     folder = student.cache_folder

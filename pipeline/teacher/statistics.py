@@ -70,7 +70,7 @@ def compute_statistics(
     try:
         return accumulator.finish(teacher.settings.shrinkage)
     except ValueError as error:
-        raise DataError(f"no statistics of the teacher on {dataset.folder}: {error}") from error
+        raise DataError(f"no statistics of the teacher on {dataset.location}: {error}") from error
 
 
 def labelled_nodes(batch: PageBatch, valid: Tensor) -> Tensor:

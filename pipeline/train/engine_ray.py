@@ -6,20 +6,15 @@ in the run folder, in whatever state Ray's files are.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from graphkd.errors import ConfigError, TrainingError, UserError
 from pipeline.config import RunConfig
-
-OBJECT_STORE_BYTES = 256 << 20  # nothing large passes through Ray's object store
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0"}
+from pipeline.ray_session import ray_session
 
 
 def run_ray(config: RunConfig) -> None:
@@ -66,33 +61,6 @@ def _worker(given: dict[str, Any]) -> None:
     torch.set_num_threads(config.engine.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=ray.train.torch.get_device())
     run_worker(config, world)
-
-
-@contextmanager
-def ray_session(workers: int) -> Iterator[None]:
-    """Use the Ray cluster that RAY_ADDRESS names or that is connected already; otherwise one of our own on loopback."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**common)
-    else:
-        ray.init(
-            address="local",
-            num_cpus=max(workers, os.cpu_count() or 1),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
-            **common,
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _own_error(error: BaseException) -> UserError:

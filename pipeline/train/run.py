@@ -30,10 +30,10 @@ def prepare(config: RunConfig) -> None:
 
     Raises the UserError of whatever is missing or does not fit: dataset, classes, teacher, cache, run folder.
     """
-    dataset = PackedDataset(config.data.train)
+    dataset = PackedDataset(config.data.train, config.data.storage)
     dataset_classes(config, dataset)
     if config.data.val is not None:
-        dataset_classes(config, PackedDataset(config.data.val))
+        dataset_classes(config, PackedDataset(config.data.val, config.data.storage))
     if config.run.init is not None:
         run_checkpoint(config.run.init)
     if config.method.name != "none" and config.teacher is not None:
@@ -54,8 +54,8 @@ def _require_text_flags(config: RunConfig, dataset: PackedDataset) -> None:
     if method.name == "graphkd" and method.graph.categorizer != "none" and not any(dataset.text_classes):
         raise ConfigError(
             f"method.graph.categorizer {method.graph.categorizer} sorts text from the rest, but none of the categories "
-            f"of {dataset.folder} ({', '.join(dataset.class_names)}) is flagged as text; pack it with --text NAME, or "
-            "set method.graph.categorizer=none"
+            f"of {dataset.location} ({', '.join(dataset.class_names)}) is flagged as text; pack it with --text "
+            "NAME, or set method.graph.categorizer=none"
         )
 
 
@@ -86,7 +86,7 @@ def evaluate_run(
     """Score a run's checkpoint on ``data.val`` and store ``eval.json`` and ``predictions.json`` in its folder."""
     assert config.data.val is not None
     checkpoint = checkpoint or run_checkpoint(config.folder)
-    dataset = PackedDataset(config.data.val)
+    dataset = PackedDataset(config.data.val, config.data.storage)
     device = pick_device(config.engine.device, 0)
     detector = trained_detector(config, dataset_classes(config, dataset), checkpoint, device)
     view, batch = config.data.view, config.run.eval_batch

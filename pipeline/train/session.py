@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 from graphkd.distill import TrainingStep
 from graphkd.errors import ConfigError
 from graphkd.inheriting import inherit
+from graphkd.pages import PageBatch
 from pipeline.config import RunConfig
 from pipeline.data.dataset import PackedDataset
-from pipeline.data.loader import PageItems, StepBatches, page_loader
-from pipeline.data.order import ORDER_VERSION, CanonicalOrder
+from pipeline.data.loader import PageItems, StepBatches, page_loader, within_budget
+from pipeline.data.order import CanonicalOrder, require_pages_for_all
+from pipeline.data.state import DataState, read_state
 from pipeline.runs.checkpoint import (
     MODEL,
     load_weights,
@@ -26,6 +29,7 @@ from pipeline.runs.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from pipeline.runs.ledger import Ledger
 from pipeline.runs.metrics import Metrics
 from pipeline.runs.trained import CHECKPOINTS, dataset_classes, new_detector, start_from
 from pipeline.runs.world import World
@@ -42,8 +46,10 @@ Reporter = Callable[[int, dict[str, Any] | None], None]
 
 def run_worker(config: RunConfig, world: World, report: Reporter | None = None) -> None:
     """Train ``config`` to its end as one of ``world``'s workers; ``report`` is called after every step."""
-    dataset = PackedDataset(config.data.train)
+    dataset = PackedDataset(config.data.train, config.data.storage)
     schedule = config.schedule.scaled()
+    require_pages_for_all(schedule.batch, world.size)
+    _say_what_varies(config, world)
     module = build_step(config, dataset, world.device).train()
     optimizer = build_optimizer(module, schedule)
     first = _restore(config, dataset, module, optimizer)
@@ -58,13 +64,33 @@ def run_worker(config: RunConfig, world: World, report: Reporter | None = None) 
         first_step=first,
         after_step=_after_step(config, dataset, world, module, optimizer, report),
     )
-    order = CanonicalOrder(dataset.shard_sizes, config.run.seed)
-    batches = StepBatches(order, schedule.batch, world.rank, world.size, first, schedule.steps)
-    items = PageItems(dataset, config.data.view, config.run.seed, config.views)
-    try:
-        train(run, page_loader(items, batches, config.data.loader_workers, pin=world.device.type == "cuda"))
-    finally:
-        metrics.close()
+    with closing(metrics), _batches(config, dataset, world, first) as batches:
+        train(run, batches)
+
+
+@contextmanager
+def _batches(config: RunConfig, dataset: PackedDataset, world: World, first: int) -> Iterator[Iterable[PageBatch]]:
+    """What this rank reads of the global batches from step ``first`` on; written to the ledger where there is one."""
+    schedule, tolerated = config.schedule.scaled(), config.data.bad_samples
+    order = CanonicalOrder(dataset.shard_sizes, config.run.seed, schedule.batch)
+    places = StepBatches(order, schedule.batch, world.rank, world.size, first, schedule.steps)
+    items = PageItems(dataset, config.data.view, config.run.seed, config.views, stand_ins=tolerated > 0)
+    loader = page_loader(items, places, config.data.loader_workers, pin=world.device.type == "cuda")
+    batches = within_budget(loader, tolerated)
+    if not config.run.ledger:
+        yield batches
+        return
+    with closing(Ledger(config.folder, world)) as ledger:
+        yield ledger.recorded(batches, first)
+
+
+def _say_what_varies(config: RunConfig, world: World) -> None:
+    if config.detector.norm == "batch" and world.leads:
+        log.warning(
+            "detector.norm is batch: its statistics are those of one worker's pages, so results depend on how many "
+            "workers share schedule.batch %d; frozen, sync (GPU) and group do not",
+            config.schedule.batch,
+        )
 
 
 def build_step(config: RunConfig, dataset: PackedDataset, device: torch.device) -> TrainingStep:
@@ -116,19 +142,16 @@ def _restore(config: RunConfig, dataset: PackedDataset, module: nn.Module, optim
     checkpoint = newest_checkpoint(config.folder / CHECKPOINTS)
     if checkpoint is None:
         return 0
-    checkpoint.require("data", _data_state(config, dataset))
+    state = read_state(checkpoint.state.get("data"), checkpoint.step, str(checkpoint.folder))
+    state.require_same_order(_data_state(config, dataset, checkpoint.step), str(checkpoint.folder))
     restore_module(module, load_weights(checkpoint.folder / MODEL), checkpoint.folder)
     restore_optimizer(optimizer, checkpoint)
     return checkpoint.step
 
 
-def _data_state(config: RunConfig, dataset: PackedDataset) -> dict[str, Any]:
-    return {
-        "dataset": dataset.identity,
-        "seed": config.run.seed,
-        "order_version": ORDER_VERSION,
-        "batch": config.schedule.batch,
-    }
+def _data_state(config: RunConfig, dataset: PackedDataset, step: int) -> DataState:
+    batch = config.schedule.batch
+    return DataState(dataset=dataset.identity, seed=config.run.seed, batch=batch, position=step * batch)
 
 
 def _after_step(
@@ -141,10 +164,10 @@ def _after_step(
 ) -> Reporter:
     last = config.schedule.scaled().steps
     root: Path = config.folder / CHECKPOINTS
-    state = {"data": _data_state(config, dataset)}
 
     def after_step(done: int, line: dict[str, Any] | None) -> None:
         if world.leads and (done == last or done % config.run.checkpoint_every == 0):
+            state = {"data": _data_state(config, dataset, done).model_dump()}
             save_checkpoint(root, done, module, optimizer, state, config.run.keep)
         if report is not None:
             report(done, line)

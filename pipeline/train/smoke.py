@@ -15,7 +15,7 @@ from pipeline.train.session import build_step, signal_source
 def smoke(config: RunConfig, steps: int = 10) -> list[float]:
     """The loss of each of ``steps`` steps on the first page; nothing is written."""
     world = World(device=pick_device(config.engine.device, 0))
-    dataset = PackedDataset(config.data.train)
+    dataset = PackedDataset(config.data.train, config.data.storage)
     module = build_step(config, dataset, world.device).train()
     source = signal_source(config, dataset, world.device)
     optimizer = build_optimizer(module, config.schedule)

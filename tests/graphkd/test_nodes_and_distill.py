@@ -47,7 +47,8 @@ def batch() -> PageBatch:
         samples=torch.tensor([0, 1]),
         seeds=torch.tensor([0, 1]),
         view_numbers=torch.tensor([0, 0]),
-        views=torch.ones(2, 3),
+        views=torch.ones(2, 4),
+        instead_of=torch.full((2,), -1),
     )
 
 

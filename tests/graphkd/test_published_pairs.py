@@ -52,7 +52,8 @@ def one_page() -> PageBatch:
         samples=torch.tensor([0]),
         seeds=torch.tensor([0]),
         view_numbers=torch.tensor([0]),
-        views=torch.ones(1, 3),
+        views=torch.ones(1, 4),
+        instead_of=torch.full((1,), -1),
     )
 
 

@@ -70,8 +70,8 @@ def test_names_say_what_the_config_is(path: Path) -> None:
     config, (dataset, _, rest) = loaded(path), path.stem.partition("-")
     assert config.name == (path.stem if path in STUDENTS else f"teacher-{path.stem}")
     assert config.folder == Path("runs") / config.name
-    assert config.data.train == Path("data") / dataset / "train"
-    assert config.data.val == Path("data") / dataset / "val"
+    assert config.data.train == f"data/{dataset}/train"
+    assert config.data.val == f"data/{dataset}/val"
     assert config.data.num_classes == CLASSES[dataset]
     last = rest.removeprefix("retinanet-").removeprefix("vit-b16-" if path in STUDENTS else "").rpartition("-")[2]
     assert config.detector.backbone == BACKBONES["vit-b16" if rest == "vit-b16" else last]

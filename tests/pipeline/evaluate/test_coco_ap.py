@@ -87,10 +87,12 @@ def test_detections_return_to_image_pixels(dataset_folder: Path) -> None:
     found = Detections(
         boxes=torch.tensor([[10.0, 20.0, 30.0, 60.0]]), scores=torch.tensor([0.5]), classes=torch.tensor([1])
     )
-    plain = coco_results(found, dataset, record, [0.5, 0.5, 0.0])[0]
+    plain = coco_results(found, dataset, record, [0.5, 0.5, 0.0, 0.0])[0]
     assert plain == {"image_id": 100, "category_id": 5, "bbox": [20.0, 40.0, 40.0, 80.0], "score": 0.5}
-    mirrored = coco_results(found, dataset, record, [0.5, 0.5, 1.0])[0]
+    mirrored = coco_results(found, dataset, record, [-0.5, 0.5, 48.0, 0.0])[0]
     assert mirrored["bbox"] == [96 - 60.0, 40.0, 40.0, 80.0]
+    cropped = coco_results(found, dataset, record, [0.5, 0.5, -2.0, -4.0])[0]
+    assert cropped["bbox"] == [24.0, 48.0, 40.0, 80.0]
 
 
 def test_ground_truth_of_a_dataset_is_that_of_its_coco_file(dataset_folder: Path, coco: dict[str, Any]) -> None:

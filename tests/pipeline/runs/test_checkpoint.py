@@ -88,14 +88,6 @@ def test_another_architecture_is_named(root: Path) -> None:
         restore_module(nn.Linear(3, 4), tensors, checkpoint.folder)
 
 
-def test_another_data_state_is_refused_by_name(root: Path) -> None:
-    checkpoint = newest_checkpoint(root)
-    assert checkpoint is not None
-    checkpoint.require("data", {"seed": 5})
-    with pytest.raises(CheckpointError, match="seed 5, not 6"):
-        checkpoint.require("data", {"seed": 6})
-
-
 class Malicious:
     def __reduce__(self) -> tuple[object, ...]:
         return (Path.touch, (Path("owned"),))

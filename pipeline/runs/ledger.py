@@ -1,0 +1,64 @@
+"""The ledger of samples: which pages each step of a run was trained on, whatever was killed in between.
+
+A line is written before its step is computed. Gradients are averaged over all ranks, so a step that was finished by any
+rank has the lines of all; a step that was not is done again, and its later lines count instead.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graphkd.pages import PageBatch
+from pipeline.runs.world import World
+
+LEDGER_FOLDER = "ledger"
+
+
+class Ledger:
+    """Writes one rank's lines; starting it is a collective, since all ranks agree on the time of their start."""
+
+    def __init__(self, folder: Path, world: World) -> None:
+        own = time.time_ns() if world.leads else 0
+        self._start = int(world.sum(torch.tensor(own, device=world.device)))
+        path = folder / LEDGER_FOLDER / f"start-{self._start}-rank-{world.rank:05d}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf8")
+
+    def recorded(self, batches: Iterable[PageBatch], first_step: int) -> Iterator[PageBatch]:
+        """Pass batches on, after writing down their samples."""
+        for step, batch in enumerate(batches, start=first_step):
+            self._file.write(json.dumps({"step": step, "samples": batch.samples.tolist()}) + "\n")
+            self._file.flush()  # to the system, which survives this process
+            yield batch
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_ledger(folder: Path) -> dict[int, list[int]]:
+    """Samples of every global step of a run, ranks put together in their order; the last start that did a step counts.
+
+    A last line that was cut off is left out.
+    """
+    steps: dict[int, tuple[int, list[int]]] = {}
+    for path in sorted((folder / LEDGER_FOLDER).glob("start-*-rank-*.jsonl")):
+        _, start, _, _ = path.stem.split("-")
+        for line in _whole_lines(path):
+            found, samples = steps.get(line["step"], (0, []))
+            kept = samples if found == int(start) else []
+            steps[line["step"]] = (int(start), kept + line["samples"])
+    return {step: samples for step, (_, samples) in sorted(steps.items())}
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for text in path.read_text(encoding="utf8").splitlines():
+        with suppress(json.JSONDecodeError):
+            yield json.loads(text)
