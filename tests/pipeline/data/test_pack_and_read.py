@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from graphkd.errors import DataError, OutputError
@@ -18,8 +23,9 @@ from pipeline.data.describe import describe
 from pipeline.data.format import index_path
 from pipeline.data.index import build_index, open_index
 from pipeline.data.loader import FiniteBatches, PageItems, StepBatches, page_loader
-from pipeline.data.order import CanonicalOrder
+from pipeline.data.order import CanonicalOrder, SampleRef
 from pipeline.data.pack import pack
+from pipeline.data.verify import verify
 from pipeline.data.views import ViewConfig
 
 VIEW = ViewConfig(canvas=(128, 96), shortest_edge=(64, 96))
@@ -196,3 +202,101 @@ def test_global_batches_do_not_depend_on_ranks_workers_or_restarts(dataset_folde
 def test_the_finite_pass_reads_every_page_once(dataset_folder: Path, ranks: int) -> None:
     seen = [ref.sample for rank in range(ranks) for batch in FiniteBatches(range(10), 2, rank, ranks) for ref in batch]
     assert sorted(seen) == list(range(10))
+
+
+PACKING = """
+import os, sys, time
+from pathlib import Path
+import pipeline.data.pack as packing
+written = packing.pack_shard
+def slowly(task):
+    shard = written(task)
+    if int(sys.argv[4]) == task.first:
+        print("ready", flush=True)
+        time.sleep(60)
+    return shard
+packing.pack_shard = slowly
+packing.pack(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), samples_per_shard=2, workers=1)
+"""
+
+
+@pytest.mark.parametrize("stopped_at", [0, 4, 8])
+def test_packing_goes_on_where_it_was_killed(coco_folder: Path, tmp_path: Path, stopped_at: int) -> None:
+    arguments = (coco_folder / "annotations.json", coco_folder / "images")
+    whole = pack(*arguments, tmp_path / "whole", samples_per_shard=2, workers=1)
+    out = tmp_path / "out"
+    victim = subprocess.Popen(
+        [sys.executable, "-c", PACKING, *map(str, arguments), str(out), str(stopped_at)], stdout=subprocess.PIPE
+    )
+    assert victim.stdout is not None and victim.stdout.readline() == b"ready\n"
+    with pytest.raises(OutputError, match="being packed by another process"):
+        pack(*arguments, out, samples_per_shard=2, workers=1)
+    victim.kill()
+    victim.wait()
+    victim.stdout.close()
+    assert not list(out.glob("*.tar")) and not (out / "dataset.json").exists()
+    done = {path: path.stat().st_mtime_ns for path in (out / ".building").glob("shard-*.tar")}
+    assert len(done) == stopped_at // 2 + 1
+    moments = []
+    packed = pack(
+        *arguments, out, samples_per_shard=2, workers=1, progress=lambda pages, total: moments.append((pages, total))
+    )
+    assert packed == whole
+    assert moments[-1] == (10, 10)
+    assert [(out / path.name).stat().st_mtime_ns for path in done] == list(done.values())
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in (tmp_path / "whole").iterdir())
+
+
+def test_packing_goes_on_when_killed_while_names_were_given(coco_folder: Path, tmp_path: Path) -> None:
+    arguments = (coco_folder / "annotations.json", coco_folder / "images")
+    out = tmp_path / "out"
+    whole = pack(*arguments, out, samples_per_shard=4, workers=1)
+    task = {"source": whole.source}
+    building = out / ".building"
+    building.mkdir()
+    (building / "plan.json").write_text(json.dumps(task))
+    (out / "dataset.json").unlink()
+    for shard in whole.shards:
+        (building / shard.name).with_suffix(".json").write_text(shard.model_dump_json())
+    for name in ("shard-000002.tar", "shard-000002.index.arrow"):
+        (out / name).rename(building / name)
+    assert pack(*arguments, out, samples_per_shard=4, workers=1) == whole
+    assert verify(out, workers=1) == []
+
+
+def test_processes_write_the_same_bytes(coco_folder: Path, tmp_path: Path) -> None:
+    arguments = (coco_folder / "annotations.json", coco_folder / "images")
+    one = pack(*arguments, tmp_path / "one", samples_per_shard=2, workers=1)
+    assert pack(*arguments, tmp_path / "two", samples_per_shard=2, workers=2) == one
+    with pytest.raises(DataError, match="its annotation says"):
+        coco = json.loads((coco_folder / "annotations.json").read_text())
+        coco["images"][5].update(width=120)
+        (tmp_path / "bad.json").write_text(json.dumps(coco))
+        pack(tmp_path / "bad.json", coco_folder / "images", tmp_path / "bad", samples_per_shard=2, workers=2)
+
+
+@pytest.mark.ray
+def test_ray_writes_the_same_bytes(coco_folder: Path, tmp_path: Path) -> None:
+    arguments = (coco_folder / "annotations.json", coco_folder / "images")
+    one = pack(*arguments, tmp_path / "one", samples_per_shard=2, workers=1)
+    assert pack(*arguments, tmp_path / "two", samples_per_shard=2, on_ray=True) == one
+    assert verify(tmp_path / "two", on_ray=True) == []
+
+
+def test_a_batch_is_a_handful_of_tensors_whatever_its_size(dataset_folder: Path) -> None:
+    items = PageItems(PackedDataset(dataset_folder), VIEW, 0, -1)
+    for size in (1, 10):
+        batch = next(iter(page_loader(items, [[SampleRef(0, sample) for sample in range(size)]], 0)))
+        values = [getattr(batch, field.name) for field in fields(batch)]
+        assert len(values) <= 10
+        assert all(isinstance(value, torch.Tensor) and value.is_contiguous() for value in values)
+
+
+def test_few_files_stay_open(dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.data.storage.OPEN_FILES", 2)
+    monkeypatch.setattr("pipeline.data.dataset.OPEN_INDEXES", 2)
+    dataset = PackedDataset(dataset_folder)
+    before = len(os.listdir("/proc/self/fd"))
+    for sample in (0, 4, 8, 1, 5, 9):
+        dataset.images([dataset.record(sample)])
+        assert len(os.listdir("/proc/self/fd")) <= before + 2
