@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 
 import numpy as np
 import torch
@@ -197,10 +199,19 @@ def page_loader(
         pin_memory=pin,
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
-        # Forking a process that already runs torch's threads (or Ray's) can deadlock in the child.
-        multiprocessing_context="spawn" if workers else None,
+        multiprocessing_context=_clean_processes() if workers else None,
         worker_init_fn=_one_thread if workers else None,
     )
+
+
+def _clean_processes() -> BaseContext:
+    """Where workers come from: a process that has imported all they need, but runs no threads.
+
+    Forking this one, which may run torch's threads or Ray's, can deadlock; starting each anew takes seconds.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.data.loader"])
+    return context
 
 
 def within_budget(batches: Iterable[PageBatch], tolerated: int) -> Iterator[PageBatch]:
