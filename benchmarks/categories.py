@@ -16,8 +16,9 @@ from graphkd.method import text_score
 from graphkd.nodes import live_signals
 from graphkd.signals import TeacherSignals
 from pipeline.config import RunConfig, load_config
+from pipeline.data.batches import FiniteBatches
 from pipeline.data.dataset import PackedDataset
-from pipeline.data.loader import FiniteBatches, PageItems, page_loader
+from pipeline.data.loader import PageItems, page_loader
 from pipeline.teacher.identity import open_teacher
 from pipeline.teacher.statistics import STATISTICS_FILE, labelled_nodes, read_statistics
 

@@ -54,8 +54,9 @@ def stacked(pages: list[Page]) -> Any:
 
 def ours(folder: Path, workers: int, batch: int) -> Iterator[Any]:
     """The training loader as one rank of one."""
+    from pipeline.data.batches import StepBatches
     from pipeline.data.dataset import PackedDataset
-    from pipeline.data.loader import PageItems, StepBatches, page_loader
+    from pipeline.data.loader import PageItems, page_loader
     from pipeline.data.order import CanonicalOrder
     from pipeline.data.views import ViewConfig
 

@@ -56,8 +56,9 @@ def make_shards(out: Path, count: int) -> Path:
 
 def first_batch(folder: Path, step: int, workers: int) -> dict[str, float]:
     """Seconds from opening the dataset to the batch of ``step``, and of what comes before."""
+    from pipeline.data.batches import StepBatches
     from pipeline.data.dataset import PackedDataset
-    from pipeline.data.loader import PageItems, StepBatches, page_loader
+    from pipeline.data.loader import PageItems, page_loader
     from pipeline.data.order import CanonicalOrder
     from pipeline.data.views import ViewConfig
 

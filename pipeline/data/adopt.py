@@ -13,7 +13,8 @@ from graphkd.errors import DataError
 from pipeline.data.coco import Category
 from pipeline.data.format import DATASET_FILE, FORMAT_VERSION, DatasetJson, Shard, read_dataset_json
 from pipeline.data.index import build_index
-from pipeline.data.pack import dataset_categories, describe_shard
+from pipeline.data.pack import dataset_categories
+from pipeline.data.write_shard import describe_shard
 from pipeline.files import write_json
 from pipeline.parallel import each
 

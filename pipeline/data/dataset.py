@@ -17,7 +17,9 @@ from PIL import Image
 from graphkd.errors import DataError
 from pipeline.data.format import DATASET_FILE, DatasetJson, index_path, parse_dataset_json, read_dataset_json
 from pipeline.data.index import ShardIndex, open_index, parse_index
-from pipeline.data.storage import LocalStore, Range, StorageConfig, open_store
+from pipeline.data.local_store import LocalStore
+from pipeline.data.storage import Range, StorageConfig
+from pipeline.data.stores import open_store
 from pipeline.data.views import DECODING_ERRORS
 
 OPEN_INDEXES = 256  # per process; a rank reads 64 or so shards side by side

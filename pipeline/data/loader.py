@@ -1,4 +1,4 @@
-"""Batches of pages: the endless training order for one rank, and a finite pass over every page once."""
+"""Pages read, decoded, laid out and put together into batches."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from multiprocessing.context import BaseContext
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from graphkd.errors import DataError
 from graphkd.pages import PageBatch
 from pipeline.data.dataset import BadSampleError, PackedDataset, Record
-from pipeline.data.order import CanonicalOrder, SampleRef, batch_positions, sample_seed, share
+from pipeline.data.order import SampleRef, sample_seed
 from pipeline.data.views import (
     DECODING_ERRORS,
     Placement,
@@ -150,41 +150,6 @@ def collate(items: list[PageItem]) -> PageBatch:
         views=torch.tensor([item.view for item in items], dtype=torch.float32),
         instead_of=torch.tensor([item.instead_of for item in items]),
     )
-
-
-class StepBatches(Sampler[list[SampleRef]]):
-    """The samples of each global batch that one rank reads, from ``start`` up to ``stop``."""
-
-    def __init__(self, order: CanonicalOrder, batch: int, rank: int, ranks: int, start: int, stop: int) -> None:
-        self.order = order
-        self.batch = batch
-        self.rank = rank
-        self.ranks = ranks
-        self.start = start
-        self.stop = stop
-
-    def __iter__(self) -> Iterator[list[SampleRef]]:
-        for step in range(self.start, self.stop):
-            yield self.order.refs(batch_positions(step, self.batch, self.rank, self.ranks))
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
-class FiniteBatches(Sampler[list[SampleRef]]):
-    """Every page once, in dataset order, split over ranks; ranks may get unequal numbers of batches, or none."""
-
-    def __init__(self, samples: range, batch: int, rank: int, ranks: int) -> None:
-        own = share(len(samples), rank, ranks)
-        self.samples = samples[own.start : own.stop]
-        self.batch = batch
-
-    def __iter__(self) -> Iterator[list[SampleRef]]:
-        for start in range(0, len(self.samples), self.batch):
-            yield [SampleRef(0, sample) for sample in self.samples[start : start + self.batch]]
-
-    def __len__(self) -> int:
-        return -(-len(self.samples) // self.batch)
 
 
 def page_loader(

@@ -20,7 +20,8 @@ from filelock import FileLock, Timeout
 
 from graphkd.errors import DataError, UserError
 from pipeline.data.format import DATASET_FILE
-from pipeline.data.storage import LocalStore, Range, Store
+from pipeline.data.local_store import LocalStore
+from pipeline.data.storage import Range, Store
 from pipeline.files import fingerprint, replaced
 
 log = logging.getLogger(__name__)

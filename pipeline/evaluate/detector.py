@@ -9,8 +9,9 @@ import torch
 
 from graphkd.detectors import DetectorModule
 from graphkd.pages import Detections
+from pipeline.data.batches import FiniteBatches
 from pipeline.data.dataset import PackedDataset, Record
-from pipeline.data.loader import FiniteBatches, PageItems, page_loader
+from pipeline.data.loader import PageItems, page_loader
 from pipeline.data.views import ViewConfig
 from pipeline.evaluate.coco_ap import score
 

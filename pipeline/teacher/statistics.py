@@ -17,8 +17,9 @@ from graphkd.method import StatisticsAccumulator, TeacherStatistics
 from graphkd.nodes import live_signals
 from graphkd.pages import PageBatch
 from pipeline.config import RunConfig
+from pipeline.data.batches import FiniteBatches
 from pipeline.data.dataset import PackedDataset
-from pipeline.data.loader import FiniteBatches, PageItems, page_loader
+from pipeline.data.loader import PageItems, page_loader
 from pipeline.files import replaced
 from pipeline.teacher.identity import TeacherRun, require_same, statistics_identity
 

@@ -17,8 +17,9 @@ from graphkd.errors import ConfigError
 from graphkd.inheriting import inherit
 from graphkd.pages import PageBatch
 from pipeline.config import RunConfig
+from pipeline.data.batches import StepBatches
 from pipeline.data.dataset import PackedDataset
-from pipeline.data.loader import PageItems, StepBatches, page_loader, within_budget
+from pipeline.data.loader import PageItems, page_loader, within_budget
 from pipeline.data.order import CanonicalOrder, require_pages_for_all
 from pipeline.data.state import DataState, read_state
 from pipeline.runs.checkpoint import (

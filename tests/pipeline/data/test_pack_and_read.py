@@ -18,11 +18,12 @@ import torch
 from PIL import Image
 
 from graphkd.errors import DataError, OutputError
+from pipeline.data.batches import FiniteBatches, StepBatches
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.describe import describe
 from pipeline.data.format import index_path
 from pipeline.data.index import build_index, open_index
-from pipeline.data.loader import FiniteBatches, PageItems, StepBatches, page_loader
+from pipeline.data.loader import PageItems, page_loader
 from pipeline.data.order import CanonicalOrder, SampleRef
 from pipeline.data.pack import pack
 from pipeline.data.verify import verify
@@ -293,7 +294,7 @@ def test_a_batch_is_a_handful_of_tensors_whatever_its_size(dataset_folder: Path)
 
 
 def test_few_files_stay_open(dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.data.storage.OPEN_FILES", 2)
+    monkeypatch.setattr("pipeline.data.local_store.OPEN_FILES", 2)
     monkeypatch.setattr("pipeline.data.dataset.OPEN_INDEXES", 2)
     dataset = PackedDataset(dataset_folder)
     before = len(os.listdir("/proc/self/fd"))

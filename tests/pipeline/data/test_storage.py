@@ -15,11 +15,14 @@ import pytest
 import torch
 
 from graphkd.errors import ConfigError, DataError
+from pipeline.data.batches import StepBatches
 from pipeline.data.dataset import PackedDataset
-from pipeline.data.loader import PageItems, StepBatches, page_loader
+from pipeline.data.loader import PageItems, page_loader
 from pipeline.data.order import CanonicalOrder
+from pipeline.data.remote_store import RemoteStore, _options
 from pipeline.data.shard_cache import CachedStore
-from pipeline.data.storage import RemoteStore, StorageConfig, _options, open_store
+from pipeline.data.storage import StorageConfig
+from pipeline.data.stores import open_store
 from pipeline.data.views import ViewConfig
 from tests.pipeline.data.servers import Files, served_bucket, served_files
 

@@ -182,7 +182,8 @@ FINITE = """
 import sys
 import torch.distributed as dist
 from pipeline.data.dataset import PackedDataset
-from pipeline.data.loader import FiniteBatches, PageItems, page_loader
+from pipeline.data.batches import FiniteBatches
+from pipeline.data.loader import PageItems, page_loader
 from pipeline.data.views import ViewConfig
 from pipeline.runs.world import local_world
 world = local_world("cpu")
