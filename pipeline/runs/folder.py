@@ -15,8 +15,10 @@ from pipeline.runs.trained import CONFIG_FILE
 # What may change between two starts of one run: where and how it runs, not what it computes.
 FREE = (
     "engine",
+    "data.train",  # it may move; checkpoints name its identity
     "data.loader_workers",
     "data.storage",
+    "data.bad_samples",
     "run.folder",
     "run.checkpoint_every",
     "run.keep",

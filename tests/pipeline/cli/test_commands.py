@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,32 @@ def test_errors_are_one_line_and_a_non_zero_exit(arguments: list[str], message: 
     assert done.stderr.startswith("error: ") and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tars_made_elsewhere_are_indexed_verified_and_mended(dataset_folder: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(dataset_folder, tmp_path / "data"))
+    for path in [*data.glob("*.arrow"), data / "dataset.json"]:
+        path.unlink()
+    classes = tmp_path / "classes.json"
+    classes.write_text(
+        json.dumps([{"id": 3, "name": "Text"}, {"id": 5, "name": "Picture"}, {"id": 9, "name": "Title"}])
+    )
+    indexed = graphkd("data", "index", data, "--categories", classes, "--text", "Text", "--text", "Title")
+    assert "10 pages, 3 classes in 3 shards" in indexed.stdout, indexed.stderr
+    sound = graphkd("data", "verify", data)
+    assert (sound.returncode, sound.stdout.strip()) == (0, "nothing is wrong"), sound.stderr
+    info = json.loads(graphkd("data", "info", data, "--json").stdout.splitlines()[-1])
+    assert (info["pages"], info["classes"]["Title"]["text"]) == (10, True)
+    content = bytearray((data / "shard-000001.tar").read_bytes())
+    content[700] ^= 1
+    (data / "shard-000001.tar").write_bytes(content)
+    bad = graphkd("data", "verify", data)
+    assert bad.returncode == 1 and "shard-000001.tar 000000004: its bytes are not those that were indexed" in bad.stdout
+    assert len(json.loads(graphkd("data", "verify", data, "--json").stdout.splitlines()[-1])["problems"]) >= 2
+    assert graphkd("data", "verify", data, "--exclude").returncode == 0
+    assert graphkd("data", "verify", data).stdout.strip() == "nothing is wrong"
+    mended = json.loads(graphkd("data", "info", data, "--json").stdout.splitlines()[-1])
+    assert (mended["pages"], mended["excluded"]) == (9, 1) and mended["identity"] != info["identity"]
 
 
 def test_wrong_usage_exits_with_two() -> None:
