@@ -7,9 +7,12 @@ Boxes are ``xyxy`` in canvas px, classes 0-based in dataset order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -42,6 +45,11 @@ class PageBatch:
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    def __reduce__(self) -> tuple[Callable[..., PageBatch], tuple[Tensor, dict[str, NDArray[Any]]]]:
+        # Each tensor that crosses to another process takes a connection of its own; what is small goes as bytes.
+        small = {part.name: getattr(self, part.name).numpy() for part in fields(self) if part.name != "images"}
+        return _from_parts, (self.images, small)
+
     def to(self, device: torch.device | str) -> PageBatch:
         """Move what the network needs to ``device``; bookkeeping stays on the CPU."""
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("images", "boxes", "classes")}
@@ -71,6 +79,10 @@ class PageBatch:
     def image_sizes(self) -> list[tuple[int, int]]:
         """(height, width) in px of each page on the canvas, as torchvision takes them."""
         return [(int(height), int(width)) for height, width in self.sizes.tolist()]
+
+
+def _from_parts(images: Tensor, small: dict[str, NDArray[Any]]) -> PageBatch:
+    return PageBatch(images=images, **{name: torch.from_numpy(values) for name, values in small.items()})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

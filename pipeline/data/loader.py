@@ -11,7 +11,7 @@ from multiprocessing.context import BaseContext
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from graphkd.errors import DataError
 from graphkd.pages import PageBatch
@@ -139,7 +139,7 @@ class PageItems(Dataset[PageItem]):
 def collate(items: list[PageItem]) -> PageBatch:
     """Put pages together into a handful of tensors."""
     return PageBatch(
-        images=torch.from_numpy(np.stack([item.image for item in items])),
+        images=default_collate([torch.from_numpy(item.image) for item in items]),  # in a worker, into shared memory
         sizes=torch.tensor([item.size for item in items]),
         boxes=torch.from_numpy(np.concatenate([item.boxes for item in items])),
         classes=torch.from_numpy(np.concatenate([item.classes for item in items])),

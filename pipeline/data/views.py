@@ -149,7 +149,8 @@ def decode(image: Image.Image, view: View, placed: Placement) -> Image.Image:
     """Decode an opened image to RGB, at a fraction of its size where that is enough; raises ``DECODING_ERRORS``."""
     if view.whole:
         image.draft("RGB", (placed.width, placed.height))  # what libjpeg can do; a no-op for other formats
-    return image.convert("RGB")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def lay_out(page: Image.Image, placed: Placement, view: View, canvas: tuple[int, int]) -> NDArray[np.uint8]:
