@@ -88,6 +88,7 @@ def _make_split(out: Path, split: str, count: int, seed: int, stage: Stage) -> N
             pages / "images",
             out / "data" / split,
             samples_per_shard=64,
+            workers=1,  # another process would take longer to start than these pages to pack
             progress=lambda done, total: update(done, total, ""),
         )
 

@@ -30,38 +30,42 @@ class RemoteStore:
 
     def read(self, name: str) -> bytes:
         """A whole file."""
-        return self._retried(lambda: self._fs().cat_file(self._url(name)), name)
+        return self._retried(lambda: self._fs().cat_file(self._url(name)), lambda: name)
 
     def ranges(self, wanted: Sequence[Range]) -> list[bytes]:
         """Parts of files, fetched side by side; those that failed are tried again."""
-        found: dict[int, bytes] = {}
-        first = wanted[0].name if wanted else ""
+        if not wanted:
+            return []
+        found: dict[Range, bytes] = {}
+        failed = wanted[0]
 
         def fetch() -> None:
-            missing = [place for place in range(len(wanted)) if place not in found]
-            parts = [wanted[place] for place in missing]
-            answers = self._fs().cat_ranges(
-                [self._url(part.name) for part in parts],
-                [part.start for part in parts],
-                [part.start + part.size for part in parts],
-                on_error="return",
-            )
-            for place, part, answer in zip(missing, parts, answers, strict=True):
+            nonlocal failed
+            missing = [part for part in dict.fromkeys(wanted) if part not in found]
+            failure: BaseException | None = None
+            for part, answer in zip(missing, self._answers(missing), strict=True):
                 if isinstance(answer, bytes) and len(answer) == part.size:
-                    found[place] = answer
-                elif isinstance(answer, BaseException):
-                    failure: BaseException = answer
-                else:
-                    failure = OSError(f"{part.size} bytes from {part.start} were asked for, {len(answer)} came")
-            if len(found) < len(wanted):
+                    found[part] = answer
+                    continue
+                failed, failure = part, answer if isinstance(answer, BaseException) else _wrong_size(part, answer)
+            if failure is not None:
                 raise failure
 
-        self._retried(fetch, first)
-        return [found[place] for place in range(len(wanted))]
+        self._retried(fetch, lambda: failed.name)
+        return [found[part] for part in wanted]
+
+    def _answers(self, parts: Sequence[Range]) -> list[bytes | BaseException]:
+        answers: list[bytes | BaseException] = self._fs().cat_ranges(
+            [self._url(part.name) for part in parts],
+            [part.start for part in parts],
+            [part.start + part.size for part in parts],
+            on_error="return",
+        )
+        return answers
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """A whole file in pieces, each of which is tried again by itself."""
-        size = self._retried(lambda: int(self._fs().size(self._url(name))), name)
+        size = self._retried(lambda: int(self._fs().size(self._url(name))), lambda: name)
         for start in range(0, size, CHUNK_BYTES):
             yield self.ranges([Range(name=name, start=start, size=min(CHUNK_BYTES, size - start))])[0]
 
@@ -72,7 +76,7 @@ class RemoteStore:
     def _url(self, name: str) -> str:
         return f"{self.location}/{name}"
 
-    def _retried(self, attempt: Callable[[], Value], name: str) -> Value:
+    def _retried(self, attempt: Callable[[], Value], name: Callable[[], str]) -> Value:
         from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_random_exponential
 
         retrying = Retrying(
@@ -87,7 +91,7 @@ class RemoteStore:
         except ConfigError:
             raise
         except Exception as error:
-            raise unreadable(self._url(name), error, self.config.attempts) from error
+            raise unreadable(self._url(name()), error, self.config.attempts) from error
 
     def _fs(self) -> Any:
         # Made where it is used: a loader worker needs its own event loop.
@@ -97,6 +101,12 @@ class RemoteStore:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_filesystem": None}
+
+
+def _wrong_size(part: Range, answer: bytes) -> OSError:
+    return OSError(
+        f"{part.size} bytes from {part.start} were asked for, {len(answer)} came; does the server know byte ranges?"
+    )
 
 
 def _filesystem(protocol: str, timeout: float) -> Any:

@@ -94,11 +94,11 @@ def test_faults_that_pass_are_got_over(dataset_folder: Path, files: Files, fault
 )
 def test_faults_that_stay_are_one_line(files: Files, fault: str, message: str) -> None:
     dataset = PackedDataset(files.url, StorageConfig(attempts=3, timeout_s=0.3))
-    record = dataset.record(0)
+    records = [dataset.record(5), dataset.record(0)]  # of two shards: the one at fault is named
     files.faults[SHARD] = [fault] * 9
     files.stall_s = 0.8
     with pytest.raises(DataError, match=message) as caught:
-        dataset.images([record])
+        dataset.images(records)
     assert "\n" not in str(caught.value)
     assert files.requests[SHARD] == (1 if fault in ("403", "404") else 3)  # trying again would not help those
 
@@ -108,7 +108,7 @@ def test_one_failed_range_does_not_fetch_the_others_again(files: Files) -> None:
     records = [dataset.record(sample) for sample in (0, 5, 9)]
     files.faults["shard-000001.tar"] = ["503"]
     before = dict(files.requests)
-    dataset.images(records)
+    dataset.images([*records, records[0]])
     assert {name: files.requests[name] - before.get(name, 0) for name in files.requests if name.endswith("tar")} == {
         "shard-000000.tar": 1,
         "shard-000001.tar": 2,
