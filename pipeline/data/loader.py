@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import select
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
 
@@ -165,7 +169,7 @@ def page_loader(
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
         multiprocessing_context=_clean_processes() if workers else None,
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=partial(_begin_worker, owner=os.getpid()) if workers else None,
     )
 
 
@@ -179,6 +183,25 @@ def _clean_processes() -> BaseContext:
     return context
 
 
+def _begin_worker(_worker: int, owner: int) -> None:
+    """Read on one thread, and end when the process ``owner`` does, however that ends.
+
+    torch looks at the parent for that, which here is the server that workers are forked from; and the server lives as
+    long as one of its workers.
+    """
+    torch.set_num_threads(1)
+    try:
+        descriptor = os.pidfd_open(owner)
+    except ProcessLookupError:
+        os._exit(1)
+    threading.Thread(target=_end_with, args=(descriptor,), daemon=True).start()
+
+
+def _end_with(descriptor: int) -> None:
+    select.select([descriptor], [], [])
+    os._exit(1)
+
+
 def within_budget(batches: Iterable[PageBatch], tolerated: int) -> Iterator[PageBatch]:
     """Pass batches on until more than ``tolerated`` different pages could not be used; then raise DataError."""
     bad: set[int] = set()
@@ -190,7 +213,3 @@ def within_budget(batches: Iterable[PageBatch], tolerated: int) -> Iterator[Page
                 "take them out with `graphkd data verify --exclude`"
             )
         yield batch
-
-
-def _one_thread(_worker: int) -> None:
-    torch.set_num_threads(1)

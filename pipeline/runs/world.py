@@ -42,6 +42,13 @@ def local_world(device: str = "auto") -> World:
     return World(rank=int(os.environ.get("RANK", "0")), size=size, device=where)
 
 
+def leave(world: World) -> None:
+    """End together with the other ranks: one that leaves first can make the others' last messages fail."""
+    if world.size > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def pick_device(device: str, local_rank: int) -> torch.device:
     """The device that ``auto``, ``cpu`` or ``cuda`` stands for on this machine."""
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pipeline.config import RunConfig
-from pipeline.runs.world import local_world
+from pipeline.runs.world import leave, local_world
 from pipeline.train.session import run_worker
 
 
@@ -13,4 +13,6 @@ def run_local(config: RunConfig) -> None:
     """Train in this process; under torchrun, as one of its workers."""
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
-    run_worker(config, local_world(config.engine.device))
+    world = local_world(config.engine.device)
+    run_worker(config, world)
+    leave(world)

@@ -6,11 +6,13 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +76,10 @@ def spawn(command: list[str], ranks: int) -> list[subprocess.Popen[bytes]]:
     world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(
-            command, env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE
+            command,
+            env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # so that what a rank leaves behind is found
         )
         for rank in range(ranks)
     ]
@@ -89,15 +94,38 @@ def run(config: Path, folder: Path, start: Start) -> None:
             wait_for_step(folder, start.kill_at, processes)
             processes[start.victim].kill()
         codes = [process.wait(timeout=120) for process in processes]
+        errors = output_of(processes)
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    errors = b"\n".join(process.stderr.read() for process in processes if process.stderr is not None).decode()
+        end(processes)
     if start.kill_at is None:
         assert codes == [0] * start.ranks, errors
     else:
         assert all(code != 0 for code in codes), f"rank {start.victim} was killed, but {codes}"
+
+
+def output_of(processes: list[subprocess.Popen[bytes]]) -> str:
+    """What they said, once none that they started is left: loader workers must not outlive their rank."""
+    deadline = time.monotonic() + 20
+    for process in processes:
+        while group_lives(process.pid):
+            assert time.monotonic() < deadline, f"rank {process.args} has left processes behind"
+            time.sleep(0.05)
+    return b"\n".join(process.communicate()[1] for process in processes).decode()
+
+
+def group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def end(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def wait_for_step(folder: Path, step: int, processes: list[subprocess.Popen[bytes]]) -> None:
@@ -185,7 +213,7 @@ from pipeline.data.dataset import PackedDataset
 from pipeline.data.batches import FiniteBatches
 from pipeline.data.loader import PageItems, page_loader
 from pipeline.data.views import ViewConfig
-from pipeline.runs.world import local_world
+from pipeline.runs.world import leave, local_world
 world = local_world("cpu")
 dataset = PackedDataset(sys.argv[1])
 items = PageItems(dataset, ViewConfig(canvas=(64, 64), shortest_edge=(64, 64)), 0, -1)
@@ -195,6 +223,7 @@ found = [None] * world.size
 dist.all_gather_object(found, own)
 assert sorted(sample for part in found for sample in part) == list(range(5)), found
 assert [] in found or world.size < 6
+leave(world)
 """
 
 
@@ -205,9 +234,7 @@ def test_the_finite_pass_gives_every_page_once_and_lets_no_rank_wait(pages: Path
     try:
         assert [process.wait(timeout=100) for process in processes] == [0] * ranks
     finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+        end(processes)
 
 
 def test_another_dataset_seed_or_batch_is_refused(pages: Path, tmp_path: Path) -> None:
