@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.context import BaseContext
 
 import numpy as np
@@ -169,7 +167,7 @@ def page_loader(
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
         multiprocessing_context=_clean_processes() if workers else None,
-        worker_init_fn=partial(_begin_worker, owner=os.getpid()) if workers else None,
+        worker_init_fn=_begin_worker if workers else None,
     )
 
 
@@ -183,22 +181,20 @@ def _clean_processes() -> BaseContext:
     return context
 
 
-def _begin_worker(_worker: int, owner: int) -> None:
-    """Read on one thread, and end when the process ``owner`` does, however that ends.
+def _begin_worker(_worker: int) -> None:
+    """Read on one thread, and end when the process that asked for this one does, however that ends.
 
     torch looks at the parent for that, which here is the server that workers are forked from; and the server lives as
     long as one of its workers.
     """
     torch.set_num_threads(1)
-    try:
-        descriptor = os.pidfd_open(owner)
-    except ProcessLookupError:
-        os._exit(1)
-    threading.Thread(target=_end_with, args=(descriptor,), daemon=True).start()
+    threading.Thread(target=_end_with_owner, daemon=True).start()
 
 
-def _end_with(descriptor: int) -> None:
-    select.select([descriptor], [], [])
+def _end_with_owner() -> None:
+    owner = parent_process()  # who asked, not the server
+    assert owner is not None
+    owner.join()
     os._exit(1)
 
 

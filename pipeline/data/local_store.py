@@ -38,10 +38,6 @@ class LocalStore:
         except OSError as error:
             raise unreadable(f"{self.folder / name}", error) from error
 
-    def local(self, name: str) -> Path | None:
-        """Its path."""
-        return self.folder / name
-
     def _range(self, part: Range) -> bytes:
         try:
             content = os.pread(self._file(part.name), part.size, part.start)

@@ -84,7 +84,6 @@ def pack(
     if (out / DATASET_FILE).exists():
         return _already_packed(out, source)
     _check_images(all_pages, images)
-    building.mkdir(exist_ok=True)
     try:
         with _alone_in(out):
             tasks = _tasks(all_pages, images, building, source, samples_per_shard)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from graphkd.errors import ConfigError
@@ -69,10 +68,6 @@ class RemoteStore:
         for start in range(0, size, CHUNK_BYTES):
             yield self.ranges([Range(name=name, start=start, size=min(CHUNK_BYTES, size - start))])[0]
 
-    def local(self, name: str) -> Path | None:
-        """Not here."""
-        return None
-
     def _url(self, name: str) -> str:
         return f"{self.location}/{name}"
 
@@ -98,9 +93,6 @@ class RemoteStore:
         if self._filesystem is None:
             self._filesystem = _filesystem(self._protocol, self.config.timeout_s)
         return self._filesystem
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_filesystem": None}
 
 
 def _wrong_size(part: Range, answer: bytes) -> OSError:

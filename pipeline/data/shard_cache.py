@@ -61,11 +61,6 @@ class CachedStore:
         """A whole file in pieces."""
         return self.remote.chunks(name)
 
-    def local(self, name: str) -> Path | None:
-        """The copy, where there is one."""
-        path = self.folder / name
-        return path if path.exists() else None
-
     def close(self) -> None:
         """Wait for copies that are being made."""
         for copy in list(self._copies.values()):

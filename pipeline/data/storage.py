@@ -58,10 +58,6 @@ class Store(Protocol):
         """A whole file in pieces."""
         ...
 
-    def local(self, name: str) -> Path | None:
-        """Where the file lies on this machine, or None."""
-        ...
-
 
 def is_transient(error: BaseException) -> bool:
     """Whether trying again may help; answers of the kind 4xx (but 408 and 429) will not change."""
