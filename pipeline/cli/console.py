@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -71,9 +71,11 @@ def _plain_updater(title: str, unit: str) -> Update:
     return update
 
 
-def counted(title: str, unit: str = "pages") -> AbstractContextManager[Update]:
-    """A progress bar of pages or the like."""
-    return progress_bar(title, unit)
+@contextmanager
+def counted(title: str, unit: str = "pages") -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of pages or the like; yields ``update(done, total)``."""
+    with progress_bar(title, unit) as update:
+        yield lambda done, total: update(done, total, "")
 
 
 def print_json(content: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,7 +41,7 @@ def synth(
             seed=seed,
             width=width,
             height=height,
-            progress=lambda done: update(done, count, ""),
+            progress=lambda done: update(done, count),
         )
     out.print(f"{count} pages in {path}")
 
@@ -74,13 +74,12 @@ def pack(
             repair=repair,
             workers=workers,
             on_ray=ray,
-            progress=lambda done, total: update(done, total, ""),
+            progress=update,
         )
-    pages = sum(shard.samples for shard in dataset.shards)
     if as_json:
-        print_json({"folder": str(out_folder), "pages": pages, "shards": len(dataset.shards)})
+        print_json({"folder": str(out_folder), "pages": dataset.samples, "shards": len(dataset.shards)})
     else:
-        out.print(f"{pages} pages, {len(dataset.categories)} classes in {len(dataset.shards)} shards: {out_folder}")
+        _say_what_is_there(dataset, out_folder)
 
 
 @commands.command()
@@ -104,10 +103,14 @@ def index(
             text=text,
             workers=workers,
             on_ray=ray,
-            progress=lambda done, total: update(done, total, ""),
+            progress=update,
         )
-    pages = sum(shard.samples for shard in found.shards)
-    out.print(f"{pages} pages, {len(found.categories)} classes in {len(found.shards)} shards: {dataset}")
+    _say_what_is_there(found, dataset)
+
+
+def _say_what_is_there(dataset: Any, folder: Path) -> None:
+    classes, shards = len(dataset.categories), len(dataset.shards)
+    out.print(f"{dataset.samples} pages, {classes} classes in {shards} shards: {folder}")
 
 
 @commands.command()
@@ -146,7 +149,7 @@ def verify(
             exclude=exclude,
             workers=workers,
             on_ray=ray,
-            progress=lambda done, total: update(done, total, ""),
+            progress=update,
         )
     if as_json:
         print_json({"problems": [asdict(problem) for problem in problems], "excluded": exclude})

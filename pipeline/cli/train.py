@@ -69,7 +69,7 @@ def train_with_progress(settings: Any, train_run: Any) -> Any:
 def evaluate_with_progress(settings: Any, evaluate_run: Any, checkpoint: Any = None) -> Any:
     """Run ``evaluate_run`` under a progress bar of pages."""
     with counted(f"evaluating {settings.name}") as update:
-        return evaluate_run(settings, checkpoint, lambda done, total: update(done, total, ""))
+        return evaluate_run(settings, checkpoint, update)
 
 
 def _smoke(settings: Any, as_json: bool) -> None:

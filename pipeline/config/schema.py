@@ -8,8 +8,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from graphkd.detectors.config import DetectorConfig
+from graphkd.errors import ConfigError
 from graphkd.methods import MethodConfig
 from graphkd.nodes import NodePolicy
+from pipeline.data.order import require_pages_for_all
 from pipeline.data.storage import StorageConfig
 from pipeline.data.views import ViewConfig
 
@@ -162,11 +164,10 @@ class RunConfig(Frozen):
                 f"method {self.method.name} with nodes {self.method.nodes} learns from {wanted}, which no cache holds; "
                 "set teacher.signals=live"
             )
-        if self.schedule.batch < self.engine.workers:
-            raise ValueError(
-                f"schedule.batch {self.schedule.batch} leaves some of engine.workers {self.engine.workers} without a "
-                f"page; give at least {self.engine.workers} or fewer workers"
-            )
+        try:
+            require_pages_for_all(self.schedule.batch, self.engine.workers)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
         return self
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from cachetools import LRUCache
 from numpy.typing import NDArray
 from PIL import Image
 
 from graphkd.errors import DataError
 from pipeline.data.format import DATASET_FILE, DatasetJson, index_path, parse_dataset_json, read_dataset_json
-from pipeline.data.index import ShardIndex, open_index, parse_index
+from pipeline.data.index import IndexRow, ShardIndex, open_index, parse_index
 from pipeline.data.local_store import LocalStore
-from pipeline.data.storage import Range, StorageConfig
+from pipeline.data.storage import FileFacts, Range, StorageConfig
 from pipeline.data.stores import open_store
 from pipeline.data.views import DECODING_ERRORS
 
@@ -29,24 +29,13 @@ class BadSampleError(DataError):
     """One sample cannot be used; another may be shown in its stead where the run allows it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What is known of one sample before its image is read."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record(IndexRow):
+    """What is known of one sample before its image is read: its row in the index, and what the dataset makes of it."""
 
-    key: str
     shard: str
-    image_id: int
-    file_name: str
-    size: tuple[int, int]
-    """Width and height, image px."""
-    boxes: NDArray[np.float32]
-    """[n, 4]: x, y, width, height, image px."""
     classes: NDArray[np.int64]
     """[n], 0-based."""
-    crowd: NDArray[np.bool_]
-    """[n]."""
-    image_offset: int
-    image_bytes: int
 
 
 class PackedDataset:
@@ -64,10 +53,11 @@ class PackedDataset:
         self.storage = storage
         self.store = open_store(location, storage)
         self.description = self._describe()
+        self.store.expect({shard.name: FileFacts(shard.bytes, shard.sha256) for shard in self.description.shards})
         self.shard_sizes = tuple(shard.samples for shard in self.description.shards)
         self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
         self._class_of = {category.id: place for place, category in enumerate(self.description.categories)}
-        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._indexes: LRUCache[int, ShardIndex] = LRUCache(OPEN_INDEXES)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -105,16 +95,9 @@ class PackedDataset:
         shard, number = self.locate(sample)
         row = self._index(shard).row(number)
         return Record(
-            key=row.key,
+            **{name: getattr(row, name) for name in IndexRow.__slots__},
             shard=self.description.shards[shard].name,
-            image_id=row.image_id,
-            file_name=row.file_name,
-            size=row.size,
-            boxes=row.boxes,
             classes=np.array([self._class(category, row.key) for category in row.category_ids], dtype=np.int64),
-            crowd=row.crowd,
-            image_offset=row.image_offset,
-            image_bytes=row.image_bytes,
         )
 
     def images(self, records: Sequence[Record]) -> list[bytes]:
@@ -123,7 +106,7 @@ class PackedDataset:
             [Range(name=record.shard, start=record.image_offset, size=record.image_bytes) for record in records]
         )
 
-    def image(self, sample: int, record: Record) -> Image.Image:
+    def image(self, record: Record) -> Image.Image:
         """Open the image of a sample; pixels are decoded when used. Raises BadSampleError naming shard and key."""
         return self.open_image(self.images([record])[0], record)
 
@@ -154,9 +137,11 @@ class PackedDataset:
         return self._class_of[category]
 
     def _index(self, shard: int) -> ShardIndex:
-        if shard in self._indexes:
-            self._indexes.move_to_end(shard)
-            return self._indexes[shard]
+        if shard not in self._indexes:
+            self._indexes[shard] = self._checked_index(shard)
+        return self._indexes[shard]
+
+    def _checked_index(self, shard: int) -> ShardIndex:
         index = self._open_index(shard)
         if len(index) != self.shard_sizes[shard]:
             name = self.description.shards[shard].name
@@ -164,9 +149,6 @@ class PackedDataset:
                 f"the index of {self.store.location}/{name} has {len(index)} samples, but dataset.json says "
                 f"{self.shard_sizes[shard]}; run `graphkd data index {self.store.location}`"
             )
-        self._indexes[shard] = index
-        if len(self._indexes) > OPEN_INDEXES:
-            self._indexes.popitem(last=False)
         return index
 
     def _open_index(self, shard: int) -> ShardIndex:

@@ -168,7 +168,9 @@ def parse_sample(content: bytes) -> SampleJson:
 
 def digest_of(image: bytes, annotation: bytes) -> bytes:
     """SHA-256 of a sample's content."""
-    return sha256(image + annotation).digest()
+    digest = sha256(image)
+    digest.update(annotation)
+    return digest.digest()
 
 
 def _row(tar: tarfile.TarFile, shard: Path, key: str, parts: Parts) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cachetools import LRUCache
+
 from graphkd.errors import DataError
-from pipeline.data.storage import CHUNK_BYTES, Range, unreadable
+from pipeline.data.storage import FileFacts, Range, unreadable
 
 OPEN_FILES = 256  # per process; a rank reads 64 or so shards side by side
 
@@ -19,24 +20,21 @@ class LocalStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.location = str(folder)
-        self._files: OrderedDict[str, int] = OrderedDict()
+        self._files: LRUCache[str, int] = _Descriptors(OPEN_FILES)
 
     def read(self, name: str) -> bytes:
         """A whole file."""
-        return b"".join(self.chunks(name))
+        try:
+            return (self.folder / name).read_bytes()
+        except OSError as error:
+            raise unreadable(f"{self.folder / name}", error) from error
 
     def ranges(self, wanted: Sequence[Range]) -> list[bytes]:
         """Parts of files, by ``pread``."""
         return [self._range(part) for part in wanted]
 
-    def chunks(self, name: str) -> Iterator[bytes]:
-        """A whole file in pieces."""
-        try:
-            with (self.folder / name).open("rb") as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    yield chunk
-        except OSError as error:
-            raise unreadable(f"{self.folder / name}", error) from error
+    def expect(self, files: Mapping[str, FileFacts]) -> None:
+        """Nothing to prepare."""
 
     def _range(self, part: Range) -> bytes:
         try:
@@ -51,15 +49,19 @@ class LocalStore:
         return content
 
     def _file(self, name: str) -> int:
-        if name in self._files:
-            self._files.move_to_end(name)
-            return self._files[name]
-        descriptor = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
-        self._files[name] = descriptor
-        if len(self._files) > OPEN_FILES:
-            os.close(self._files.popitem(last=False)[1])
-        return descriptor
+        if name not in self._files:
+            self._files[name] = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
+        return self._files[name]
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_files", {}).values():
             os.close(descriptor)
+
+
+class _Descriptors(LRUCache[str, int]):
+    """Open files, closed when they leave."""
+
+    def popitem(self) -> tuple[str, int]:
+        name, descriptor = super().popitem()
+        os.close(descriptor)
+        return name, descriptor

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from graphkd.errors import ConfigError
-from pipeline.data.storage import CHUNK_BYTES, Range, StorageConfig, is_transient, unreadable
+from pipeline.data.storage import CHUNK_BYTES, FileFacts, Range, StorageConfig, is_transient, unreadable
 
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
@@ -67,6 +67,9 @@ class RemoteStore:
         size = self._retried(lambda: int(self._fs().size(self._url(name))), lambda: name)
         for start in range(0, size, CHUNK_BYTES):
             yield self.ranges([Range(name=name, start=start, size=min(CHUNK_BYTES, size - start))])[0]
+
+    def expect(self, files: Mapping[str, FileFacts]) -> None:
+        """Nothing to prepare."""
 
     def _url(self, name: str) -> str:
         return f"{self.location}/{name}"

@@ -1,17 +1,16 @@
 """Local copies of remote shards: a folder of bounded size that any number of processes share and that survives crashes.
 
-A copy gets its name only when it is whole and its size and SHA-256 are those that ``dataset.json`` states, so whatever
-is found under a final name can be used. While a shard is still being copied, in the background, its samples are read
+A copy gets its name only when it is whole and its size and SHA-256 are those that its dataset states, so whatever is
+found under a final name can be used. While a shard is still being copied, in the background, its samples are read
 from afar. The copies used longest ago make room for new ones.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -19,9 +18,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from graphkd.errors import DataError, UserError
-from pipeline.data.format import DATASET_FILE
 from pipeline.data.local_store import LocalStore
-from pipeline.data.storage import Range, Store
+from pipeline.data.remote_store import RemoteStore
+from pipeline.data.storage import FileFacts, Range
 from pipeline.files import fingerprint, replaced
 
 log = logging.getLogger(__name__)
@@ -30,36 +29,33 @@ COPIERS = 2  # shards copied side by side by one process; reads of samples shoul
 
 
 class CachedStore:
-    """A remote store whose tars and indexes are kept in ``folder``, at most ``limit`` bytes of them."""
+    """A remote store whose large files are kept in ``folder``, at most ``limit`` bytes of them."""
 
-    def __init__(self, remote: Store, folder: Path, limit: int) -> None:
+    def __init__(self, remote: RemoteStore, folder: Path, limit: int) -> None:
         self.remote = remote
         self.location = remote.location
         self.root = folder
         self.folder = folder / fingerprint(remote.location)[:16]  # datasets of one name do not mix
         self.limit = limit
         self._local = LocalStore(self.folder)
-        self._expected: dict[str, tuple[int, str]] = {}
+        self._expected: dict[str, FileFacts] = {}
         self._copies: dict[str, Future[None]] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._guard = threading.Lock()
 
     def read(self, name: str) -> bytes:
         """A whole file, never from the cache: descriptions and indexes are small and must be current."""
-        content = self.remote.read(name)
-        if name == DATASET_FILE:
-            self._expect(content)
-        return content
+        return self.remote.read(name)
+
+    def expect(self, files: Mapping[str, FileFacts]) -> None:
+        """Keep copies of these."""
+        self._expected = dict(files)
 
     def ranges(self, wanted: Sequence[Range]) -> list[bytes]:
         """Parts of files: from copies where they are there, the rest from afar while copies are made."""
         here = [self._ready(part.name) for part in wanted]
         far = iter(self.remote.ranges([part for part, ready in zip(wanted, here, strict=True) if not ready]))
         return [self._near(part) if ready else next(far) for part, ready in zip(wanted, here, strict=True)]
-
-    def chunks(self, name: str) -> Iterator[bytes]:
-        """A whole file in pieces."""
-        return self.remote.chunks(name)
 
     def close(self) -> None:
         """Wait for copies that are being made."""
@@ -83,7 +79,7 @@ class CachedStore:
 
     def _start(self, name: str) -> None:
         with self._guard:
-            if name in self._copies or self._expected.get(name, (self.limit + 1, ""))[0] > self.limit:
+            if name in self._copies or name not in self._expected or self._expected[name].bytes > self.limit:
                 return
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(COPIERS, thread_name_prefix="copy-shard")
@@ -118,7 +114,7 @@ class CachedStore:
                     seen += len(chunk)
             if (seen, hashed.hexdigest()) != (size, digest):
                 raise DataError(
-                    f"{self.location}/{name} has other bytes than its dataset.json says ({seen} of {size}, SHA-256 "
+                    f"{self.location}/{name} has other bytes than its description says ({seen} of {size}, SHA-256 "
                     f"{hashed.hexdigest()[:12]}); copy the dataset again"
                 )
 
@@ -129,8 +125,8 @@ class CachedStore:
     def _make_room(self, size: int, temporary: Path) -> None:
         """Remove copies until ``size`` bytes fit, and claim them by a file of that length, which others count."""
         with FileLock(self.root / ".room.lock"):
-            copies = sorted(_files(self.root, "*.tar"), key=lambda entry: entry[1])
-            used = sum(entry[2] for entry in [*copies, *_files(self.root, ".*.tar.*.tmp")])
+            copies = sorted(_files(self.root, "[!.]*"), key=lambda entry: entry[1])
+            used = sum(entry[2] for entry in [*copies, *_files(self.root, ".*.tmp")])
             for path, _, freed in copies:
                 if used + size <= self.limit:
                     break
@@ -138,13 +134,6 @@ class CachedStore:
                 used -= freed
             with temporary.open("wb") as file:
                 file.truncate(size)
-
-    def _expect(self, description: bytes) -> None:
-        try:
-            shards = json.loads(description)["shards"]
-            self._expected = {shard["name"]: (int(shard["bytes"]), shard["sha256"]) for shard in shards}
-        except (ValueError, KeyError, TypeError):
-            return  # whoever reads it says what is wrong
 
 
 def _files(root: Path, pattern: str) -> list[tuple[Path, float, int]]:

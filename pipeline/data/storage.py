@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -40,8 +40,16 @@ class Range(NamedTuple):
     size: int
 
 
+class FileFacts(NamedTuple):
+    """What a file must be."""
+
+    bytes: int
+    sha256: str
+    """Hex."""
+
+
 class Store(Protocol):
-    """The files of one dataset folder, read-only."""
+    """The files of one folder, read-only."""
 
     location: str
     """What users call it."""
@@ -54,8 +62,8 @@ class Store(Protocol):
         """Parts of files, in order, each of the size asked for; raises DataError naming one that cannot be had."""
         ...
 
-    def chunks(self, name: str) -> Iterator[bytes]:
-        """A whole file in pieces."""
+    def expect(self, files: Mapping[str, FileFacts]) -> None:
+        """Say of which files ranges will be read, so that copies of them may be kept."""
         ...
 
 

@@ -127,7 +127,7 @@ def _page_pictures(dataset: PackedDataset, runs: Sequence[RunSummary], pages: in
         record = dataset.record(sample)
         columns = [(run.label, _regions(run, record, dataset)) for run in shown]
         truth = Regions(record.boxes[~record.crowd], record.classes[~record.crowd])
-        picture = draw_page(dataset.image(sample, record), truth, columns, dataset.class_names, SCORE_THRESHOLD)
+        picture = draw_page(dataset.image(record), truth, columns, dataset.class_names, SCORE_THRESHOLD)
         pictures.append(
             {"name": record.file_name, "picture": embedded(picture), "across": str(in_a_row(1 + len(columns)))}
         )

@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def test_what_is_packed_is_read_back(coco_folder: Path, dataset_folder: Path) ->
         expected = [entry["bbox"] for entry in coco["annotations"] if entry["image_id"] == record.image_id]
         assert record.boxes.tolist() == expected
         with Image.open(coco_folder / "images" / record.file_name) as image:
-            assert np.array_equal(np.asarray(dataset.image(sample, record)), np.asarray(image))
+            assert np.array_equal(np.asarray(dataset.image(record)), np.asarray(image))
 
 
 def test_pages_without_regions_stay_as_background(dataset_folder: Path) -> None:
@@ -296,8 +297,17 @@ def test_a_batch_is_a_handful_of_tensors_whatever_its_size(dataset_folder: Path)
 def test_few_files_stay_open(dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.data.local_store.OPEN_FILES", 2)
     monkeypatch.setattr("pipeline.data.dataset.OPEN_INDEXES", 2)
-    dataset = PackedDataset(dataset_folder)
-    before = len(os.listdir("/proc/self/fd"))
+    shutil.copytree(dataset_folder, tmp_path / "own")
+    dataset = PackedDataset(tmp_path / "own")
     for sample in (0, 4, 8, 1, 5, 9):
         dataset.images([dataset.record(sample)])
-        assert len(os.listdir("/proc/self/fd")) <= before + 2
+        assert 1 <= len([path for path in descriptors() if path.startswith(str(tmp_path))]) <= 2
+    del dataset
+    assert not [path for path in descriptors() if path.startswith(str(tmp_path))]
+
+
+def descriptors() -> Iterator[str]:
+    """Where this process's open descriptors lead."""
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing itself
+            yield os.readlink(f"/proc/self/fd/{number}")

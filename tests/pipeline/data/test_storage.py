@@ -202,7 +202,7 @@ def test_a_copy_that_does_not_fit_its_checksum_is_not_kept(
     dataset.images([dataset.record(0)])
     store.close()
     assert copies(tmp_path / "cache") == []
-    assert "has other bytes than its dataset.json says" in caplog.text
+    assert "has other bytes than its description says" in caplog.text
     assert not list((tmp_path / "cache").glob("*/.*.tmp"))
 
 

@@ -171,7 +171,7 @@ def test_killed_runs_see_the_pages_of_the_one_that_was_not(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(20))
 def test_random_kills_under_random_topologies(
     pages: Path, unkilled: tuple[int, dict[int, list[int]]], tmp_path: Path, seed: int
 ) -> None:
