@@ -20,7 +20,7 @@ from pipeline.data.batches import FiniteBatches
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.loader import PageItems, page_loader
 from pipeline.teacher.identity import open_teacher
-from pipeline.teacher.statistics import STATISTICS_FILE, labelled_nodes, read_statistics
+from pipeline.teacher.statistics import labelled_nodes, read_statistics
 
 
 def ground_truth_nodes(config: RunConfig, dataset: PackedDataset) -> list[tuple[TeacherSignals, Tensor]]:
@@ -39,7 +39,7 @@ def accuracies(config: RunConfig) -> dict[str, float]:
     """Balanced accuracy, 0 to 1, of each categoriser on the ground-truth nodes of ``data.val``; and their numbers."""
     assert config.data.val is not None
     dataset = PackedDataset(config.data.val)
-    statistics = read_statistics(config.cache_folder / STATISTICS_FILE)
+    statistics = read_statistics(config.cache_location, storage=config.data.storage)
     truth: list[Tensor] = []
     called: dict[str, list[Tensor]] = {name: [] for name in statistics.thresholds}
     for signals, labelled in ground_truth_nodes(config, dataset):

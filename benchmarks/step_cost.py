@@ -28,7 +28,7 @@ from pipeline.data.loader import PageItems, collate
 from pipeline.data.order import SampleRef
 from pipeline.data.pack import pack
 from pipeline.synth import write_pages
-from pipeline.teacher.cache_build import build_cache
+from pipeline.teacher.cache_build import build_cache, local_builders
 from pipeline.train.run import train_run
 from pipeline.train.session import build_step, signal_source
 
@@ -117,7 +117,7 @@ def steps(folder: Path, canvas: list[int], pages: int, device: torch.device, liv
     teacher = {"run": str(folder / "teacher"), "nodes": nodes, "statistics_pages": pages}
     method = {"name": "graphkd"}
     cached = run_config(folder, "cached", canvas, pages, method=method, teacher=teacher)
-    build_cache(cached, device)
+    build_cache(cached, local_builders(cached, device))
     items = PageItems(dataset, cached.data.view, 0, -1)
     batch = collate([items[SampleRef(0, sample)] for sample in range(pages)]).to(device)
     configs = [run_config(folder, "alone", canvas, pages), cached]

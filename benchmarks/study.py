@@ -165,14 +165,15 @@ def make_teacher(out: Path, data: Path, pages: str, jobs: int) -> dict[str, Any]
     import torch
 
     from pipeline.config import load_config
-    from pipeline.teacher.cache_build import build_cache
+    from pipeline.teacher.cache_build import build_cache, local_builders
 
     folder = teacher_folder(out, pages)
     start = None if pages == "synthetic" else teacher_folder(out, "synthetic")
     overrides = (*shared(out, data, pages, folder, start), *TEACHERS[pages])
     figures = train("teacher.yaml", overrides, threads=jobs)
     student = [*shared(out, data, pages, out / "unused", None), ONE_VIEW[pages], f"teacher.run={folder}"]
-    build_cache(load_config(CONFIGS / "student-graphkd.yaml", student), torch.device("cpu"))
+    config = load_config(CONFIGS / "student-graphkd.yaml", student)
+    build_cache(config, local_builders(config, torch.device("cpu")))
     return figures
 
 

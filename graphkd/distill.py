@@ -16,7 +16,7 @@ from graphkd.method.comparators import map_loss
 from graphkd.methods import MethodConfig
 from graphkd.nodes import TeacherPass
 from graphkd.pages import Features, PageBatch, RegionPredictions
-from graphkd.signals import TeacherSignals
+from graphkd.signals import TeacherSignals, two_points
 
 
 class TrainingStep(nn.Module):
@@ -91,7 +91,7 @@ class TrainingStep(nn.Module):
         return {name: self.adapter(maps) for name, maps in features.maps.items()}
 
     def _nodes(self, features: Features, said: TeacherSignals) -> tuple[Tensor, RegionPredictions | None]:
-        """The student's features [B, N, C, P, P], in the teacher's channels, and predictions at the teacher's boxes."""
+        """The student's features at the teacher's boxes, in the shape of the teacher's, and its predictions there."""
         pooled = self.detector.pool(features, said.box_list())
         shape = said.valid.shape
         regions = self.detector.classify(pooled)
@@ -99,7 +99,8 @@ class TrainingStep(nn.Module):
             regions = RegionPredictions(
                 logits=regions.logits.unflatten(0, shape), deltas=regions.deltas.unflatten(0, shape)
             )
-        return self.adapter(pooled).unflatten(0, shape), regions
+        nodes = self.adapter(pooled).unflatten(0, shape)
+        return two_points(nodes) if said.describes else nodes, regions
 
     def _check(self, said: TeacherSignals) -> None:
         spec, statistics = self.detector.spec, self.statistics
@@ -109,7 +110,7 @@ class TrainingStep(nn.Module):
                 f"the teacher's nodes have {channels} channels and its statistics {len(statistics.mean)}, to which the "
                 "student was adapted; build statistics and cache from one teacher"
             )
-        if side != spec.pooled_side:
+        if side != spec.pooled_side and not said.describes:
             raise CacheError(
                 f"the teacher pools {side} x {side} and the student {spec.pooled_side} x {spec.pooled_side}; "
                 "give both the same detector.pooled_side"

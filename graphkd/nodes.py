@@ -53,16 +53,21 @@ class TeacherPass:
         """The teacher's signals at the nodes that its policy chooses among ``proposals`` and the ground truth."""
         boxes, classes, scores = choose_nodes(self.teacher, self.features, proposals, targets, self.policy)
         count = self.policy.count
-        padded = _pad(boxes, count)
-        pooled = self.teacher.pool(self.features, list(padded.unbind(0)))
-        regions = self.teacher.classify(pooled)
-        shape = padded.shape[:2]
         counts = torch.tensor([len(page) for page in boxes])
+        valid = (torch.arange(count) < counts[:, None]).to(boxes[0].device)
+        return self.at(_pad(boxes, count), valid, _pad(scores, count), _pad(classes, count))
+
+    @torch.no_grad()
+    def at(self, boxes: Tensor, valid: Tensor, scores: Tensor, classes: Tensor) -> TeacherSignals:
+        """The teacher's signals at given nodes: boxes [B, N, 4], the others [B, N]; class -1 is to be predicted."""
+        pooled = self.teacher.pool(self.features, list(boxes.unbind(0)))
+        regions = self.teacher.classify(pooled)
+        shape = boxes.shape[:2]
         return TeacherSignals(
-            boxes=padded,
-            valid=(torch.arange(count) < counts[:, None]).to(padded.device),
-            scores=_pad(scores, count),
-            classes=_predicted(_pad(classes, count), regions),
+            boxes=boxes,
+            valid=valid,
+            scores=scores,
+            classes=_predicted(classes, regions),
             logits=None if regions is None else regions.logits.unflatten(0, shape),
             deltas=None if regions is None else regions.deltas.unflatten(0, shape),
             pooled=pooled.unflatten(0, shape),

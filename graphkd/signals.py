@@ -12,6 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+TWO_POINTS = (1, 2)
+SMALLEST_VARIANCE = 1e-8  # below it a deviation has no gradient worth having
+
+
+def two_points(pooled: Tensor) -> Tensor:
+    """Mean ``m`` and deviation ``s`` of each channel over the positions, as ``(m - s, m + s)``: [..., C, P, P] ->
+    float32 [..., C, 1, 2].
+
+    Such a pair has the mean and the variance of the features it stands for, so whatever is computed from those is the
+    same. The mean squared difference of two pairs is ``(m - m')^2 + (s - s')^2``: the squared 2-Wasserstein distance of
+    normal distributions with these moments, and never more than that of the features themselves.
+    """
+    features = pooled.float().flatten(-2)
+    mean = features.mean(dim=-1)
+    deviation = ((features - mean[..., None]).square().mean(dim=-1) + SMALLEST_VARIANCE).sqrt()
+    return torch.stack([mean - deviation, mean + deviation], dim=-1).unsqueeze(-2)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherSignals:
@@ -30,7 +47,7 @@ class TeacherSignals:
     deltas: Tensor | None
     """[B, N, K, 4] with unit coder weights; None for a teacher without a region head."""
     pooled: Tensor
-    """[B, N, C, P, P]: pooled features."""
+    """[B, N, C, P, P]: pooled features, or [B, N, C, 1, 2]: their :func:`two_points`."""
     maps: dict[str, Tensor] | None = None
     """Level name -> [B, C, H/stride, W/stride]: the whole pyramid, which only a live teacher gives."""
 
@@ -43,6 +60,15 @@ class TeacherSignals:
         """The same without a way back: what is learned from a teacher never changes it."""
         cut = {field.name: _each(getattr(self, field.name), torch.Tensor.detach) for field in fields(self)}
         return replace(self, **cut)
+
+    @property
+    def describes(self) -> bool:
+        """Whether ``pooled`` holds only two points a channel."""
+        return tuple(self.pooled.shape[-2:]) == TWO_POINTS
+
+    def described(self) -> TeacherSignals:
+        """The same with two points a channel in place of the pooled features."""
+        return replace(self, pooled=two_points(self.pooled))
 
     def box_list(self) -> list[Tensor]:
         """All boxes, padding included, as one [N, 4] per page."""

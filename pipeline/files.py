@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,8 @@ def replaced(path: Path) -> Iterator[Path]:
 
     Raises OutputError where the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process id alone: several machines may write to one folder.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -53,6 +55,11 @@ def write_atomic(path: Path, content: bytes | str) -> Path:
 def write_json(path: Path, content: Any) -> Path:
     """Write ``content`` as indented JSON, atomically."""
     return write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def leftovers(folder: Path, name: str = "*") -> list[Path]:
+    """What killed writers of ``name`` left in ``folder``."""
+    return list(folder.glob(f".{name}.*.tmp"))
 
 
 def sync_file(path: Path) -> None:

@@ -1,10 +1,11 @@
-"""Doing many independent pieces of work side by side: in this process, in others of this machine, or on Ray."""
+"""Doing many independent pieces of work side by side: in threads, in other processes of this machine, or on Ray."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -38,6 +39,29 @@ def each(
         return _on_ray(function, tasks)
     workers = min(workers or default_workers(len(tasks)), max(1, len(tasks)))
     return map(function, tasks) if workers == 1 else _in_processes(function, tasks, workers)
+
+
+def ahead(
+    function: Callable[[Task], Result], tasks: Iterable[Task], threads: int, depth: int, name: str = "ahead"
+) -> Iterator[Result]:
+    """Results of ``function`` over ``tasks`` in order, of which up to ``depth`` are made before they are asked for.
+
+    ``tasks`` are drawn by the caller's thread, never more than are wanted; with 0 threads everything is done there.
+    """
+    if not threads:
+        yield from map(function, tasks)
+        return
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    pending: deque[Future[Result]] = deque()
+    try:
+        for task in tasks:
+            pending.append(pool.submit(function, task))
+            if len(pending) > depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _in_processes(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:

@@ -14,12 +14,12 @@ from graphkd.errors import OutputError
 from pipeline.config import RunConfig, load_config
 from pipeline.data.pack import pack
 from pipeline.files import claim_folder, write_json
+from pipeline.ray_session import ray_session
 from pipeline.report.compose import report_runs
 from pipeline.report.runs import load_run
 from pipeline.stages import Stage, phased
 from pipeline.synth import write_pages
-from pipeline.teacher.cache_build import build_cache
-from pipeline.train.engine_ray import ray_session
+from pipeline.teacher.cache_build import build_cache, local_builders
 from pipeline.train.run import evaluate_run, train_run
 
 MARKER = "quickstart.json"
@@ -117,7 +117,7 @@ def _train(config: RunConfig, stage: Stage) -> None:
 
 def _build_cache(config: RunConfig, stage: Stage) -> None:
     with phased(stage, "teacher", "pages") as update:
-        build_cache(config, torch.device("cpu"), update)
+        build_cache(config, local_builders(config, torch.device("cpu")), update)
 
 
 def _evaluate(config: RunConfig, stage: Stage) -> dict[str, Any]:

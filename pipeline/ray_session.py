@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from graphkd.errors import TrainingError, UserError
+
 OBJECT_STORE_BYTES = 256 << 20  # nothing large passes through Ray's object store
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0"}
 
@@ -37,3 +39,16 @@ def ray_session(workers: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def own_error(error: BaseException, what: str) -> UserError:
+    """The UserError that a worker raised, or a TrainingError with Ray's reason why ``what`` failed."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    for failure in failures.values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, UserError) and not hasattr(cause, "traceback_str"):
+                return cause
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return TrainingError(f"{what} failed on Ray: {lines[-1][:300]}; look at Ray's logs")

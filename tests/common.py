@@ -5,6 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from pipeline.config import RunConfig
+from pipeline.teacher.cache_build import build_cache, local_builders
+from pipeline.teacher.cache_format import CacheJson
+
 SMALL_DETECTOR: dict[str, Any] = {
     "backbone": "resnet18",
     "norm": "group",
@@ -43,3 +49,8 @@ def small_run(folder: Path, packed: Path, name: str, **changes: Any) -> dict[str
     for section, values in changes.items():
         content[section] = {**content.get(section, {}), **values}
     return content
+
+
+def build_here(config: RunConfig) -> CacheJson:
+    """Build a student's cache in this process."""
+    return build_cache(config, local_builders(config, torch.device("cpu")))

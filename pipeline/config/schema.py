@@ -92,11 +92,16 @@ class TeacherConfig(Frozen):
     """Run folder of the teacher; its newest complete checkpoint teaches."""
     signals: Literal["live", "cache"] = "cache"
     """cache reads what was precomputed; live runs the teacher beside every step."""
-    cache: Path | None = None
+    cache: Location | None = None
     """Folder of the teacher's statistics and cache; by default ``cache`` in the teacher's run folder, so that its
-    students share it."""
+    students share it. A finished one can also be read from a URL (http, https, s3, gs)."""
     cache_dtype: Literal["fp16", "fp32", "int8"] = "fp16"
     """Precision of cached features; int8 has one scale per page and channel."""
+    store: Literal["pooled", "descriptors"] = "pooled"
+    """What is known of a node's features: all of them, or only each channel's mean and variance, a twenty-fifth of the
+    bytes with 7 x 7 positions."""
+    compression: Literal["none", "lz4", "zstd"] = "none"
+    """Of the cache's bytes; what is compressed cannot be mapped from the disk."""
     views: int = Field(default=1, ge=1)
     """Views of each page that are cached; with 1 it is the evaluation view."""
     nodes: NodePolicy = NodePolicy()
@@ -168,7 +173,21 @@ class RunConfig(Frozen):
             require_pages_for_all(self.schedule.batch, self.engine.workers)
         except ConfigError as error:
             raise ValueError(str(error)) from error
+        self._check_store()
         return self
+
+    def _check_store(self) -> None:
+        if self.teacher is None or self.teacher.store == "pooled" or self.method.name == "none":
+            return
+        needs = {
+            f"method.name {self.method.name}": self.method.name != "graphkd",
+            "method.nodes student": self.method.nodes == "student",
+            "method.weights.node_metric pearson": self.method.weights.node_metric == "pearson",
+            "method.graph.categorizer covariance_trace": self.method.graph.categorizer == "covariance_trace",
+        }
+        for what, given in needs.items():
+            if given:
+                raise ValueError(f"{what} needs the features themselves; set teacher.store=pooled")
 
     @property
     def folder(self) -> Path:
@@ -176,10 +195,18 @@ class RunConfig(Frozen):
         return self.run.folder or Path("runs") / self.name
 
     @property
-    def cache_folder(self) -> Path:
-        """The teacher cache that this student reads."""
+    def cache_location(self) -> str:
+        """The teacher cache that this student reads: folder or URL."""
         assert self.teacher is not None
-        return self.teacher.cache or self.teacher.run / "cache"
+        return self.teacher.cache or str(self.teacher.run / "cache")
+
+    @property
+    def cache_folder(self) -> Path:
+        """The same as a folder to write to; raises ConfigError where it is a URL."""
+        location = self.cache_location
+        if "://" in location and not location.startswith("file://"):
+            raise ConfigError(f"teacher.cache {location} can only be read; build in a folder, then copy it there")
+        return Path(location.removeprefix("file://"))
 
     @property
     def views(self) -> int:

@@ -21,7 +21,7 @@ from graphkd.errors import DataError, UserError
 from pipeline.data.local_store import LocalStore
 from pipeline.data.remote_store import RemoteStore
 from pipeline.data.storage import FileFacts, Range
-from pipeline.files import fingerprint, replaced
+from pipeline.files import fingerprint, leftovers, replaced
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,8 @@ class CachedStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             # A lock dies with its process, so a crash leaves nothing that blocks the next one.
             with FileLock(self.folder / f".{name}.lock", timeout=0):
-                self._remove_leftovers(name)
+                for path in leftovers(self.folder, name):
+                    path.unlink(missing_ok=True)
                 if not (self.folder / name).exists():
                     self._download(name)
         except Timeout:
@@ -117,10 +118,6 @@ class CachedStore:
                     f"{self.location}/{name} has other bytes than its description says ({seen} of {size}, SHA-256 "
                     f"{hashed.hexdigest()[:12]}); copy the dataset again"
                 )
-
-    def _remove_leftovers(self, name: str) -> None:
-        for path in self.folder.glob(f".{name}.*.tmp"):
-            path.unlink(missing_ok=True)
 
     def _make_room(self, size: int, temporary: Path) -> None:
         """Remove copies until ``size`` bytes fit, and claim them by a file of that length, which others count."""

@@ -12,7 +12,7 @@ from pipeline.data.loader import PageItems, collate
 from pipeline.data.order import SampleRef
 from pipeline.report.graph import GraphPicture, crop_page, graph_picture
 from pipeline.teacher.identity import open_teacher
-from pipeline.teacher.statistics import STATISTICS_FILE, read_statistics
+from pipeline.teacher.statistics import read_statistics
 
 LOOKED_AT = 64  # pages among which the one that shows most is chosen
 
@@ -23,7 +23,7 @@ def teacher_graph(config: RunConfig, dataset: PackedDataset) -> GraphPicture:
     Raises the UserError of a teacher or statistics that are missing or do not fit.
     """
     teacher = open_teacher(config)
-    statistics = read_statistics(config.cache_folder / STATISTICS_FILE)
+    statistics = read_statistics(config.cache_location, storage=config.data.storage)
     detector = teacher.detector(dataset.num_classes, torch.device("cpu"))
     items = PageItems(dataset, config.data.view, config.run.seed, views=-1)
     batch = collate([items[SampleRef(0, _telling_page(dataset))]])

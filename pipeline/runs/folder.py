@@ -19,6 +19,8 @@ FREE = (
     "data.loader_workers",
     "data.storage",
     "data.bad_samples",
+    "teacher.cache",  # likewise
+    "teacher.compression",
     "run.folder",
     "run.checkpoint_every",
     "run.keep",

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +19,7 @@ from graphkd.pages import PageBatch
 from pipeline.runs.world import World
 
 LEDGER_FOLDER = "ledger"
+WithBatch = TypeVar("WithBatch", bound=tuple[PageBatch, Any])
 
 
 class Ledger:
@@ -31,12 +32,13 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf8")
 
-    def recorded(self, batches: Iterable[PageBatch], first_step: int) -> Iterator[PageBatch]:
-        """Pass batches on, after writing down their samples."""
-        for step, batch in enumerate(batches, start=first_step):
+    def recorded(self, batches: Iterable[WithBatch], first_step: int) -> Iterator[WithBatch]:
+        """Pass on batches, each with what else belongs to its step, after writing down their samples."""
+        for step, item in enumerate(batches, start=first_step):
+            batch: PageBatch = item[0]
             self._file.write(json.dumps({"step": step, "samples": batch.samples.tolist()}) + "\n")
             self._file.flush()  # to the system, which survives this process
-            yield batch
+            yield item
 
     def close(self) -> None:
         """Close the file."""

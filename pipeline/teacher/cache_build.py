@@ -1,75 +1,115 @@
-"""Precomputing a teacher's signals into Arrow, shard by shard; finished shards are not made again."""
+"""Building a teacher cache: claim the folder, let builders make what is missing, describe the whole at the end.
+
+Killed anywhere and started again, it makes only the files that are not whole. Several builds of one cache share the
+work: each file is locked by whoever makes it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-import numpy as np
-import pyarrow as pa
 import torch
-from torch import Tensor
+from filelock import FileLock
 
-from graphkd.detectors import DetectorModule
 from graphkd.errors import CacheError, ConfigError, OutputError
-from graphkd.nodes import live_signals
-from graphkd.signals import TeacherSignals
 from pipeline.config import RunConfig
 from pipeline.data.dataset import PackedDataset
-from pipeline.data.loader import PageItems, page_loader
-from pipeline.data.order import SampleRef
-from pipeline.files import replaced, sha256_file, write_json
+from pipeline.data.local_store import LocalStore
+from pipeline.files import leftovers, write_json
 from pipeline.teacher.cache_format import (
     CACHE_FILE,
+    CACHE_VERSION,
     CachedShard,
     CacheJson,
-    cache_schema,
+    cache_index_name,
     cache_shard_name,
     read_cache_json,
 )
+from pipeline.teacher.cache_index import read_cache_index
+from pipeline.teacher.cache_rows import require_file
+from pipeline.teacher.cache_shards import CacheBuilder, Progress, is_built
 from pipeline.teacher.identity import TeacherRun, cache_identity, open_teacher, require_same
-from pipeline.teacher.precision import Precision, encode
-from pipeline.teacher.statistics import STATISTICS_FILE, ensure_statistics
+from pipeline.teacher.statistics import STATISTICS_FILE
 
 IDENTITY_FILE = "identity.json"
 REMEDY = "delete that folder, or give another teacher.cache"
+POLL_S = 0.5  # between looks at what other builds are at
+
+
+class Builders(Protocol):
+    """One or many builders, here or on a cluster."""
+
+    def statistics(self, progress: Progress) -> None:
+        """Have one of them compute the teacher's statistics."""
+        ...
+
+    def build(self, shards: Sequence[int], written: Callable[[int], None]) -> Iterator[tuple[int, bool]]:
+        """(shard, whether its file is there now) as they come; ``written`` gets rows of a file that is being made."""
+        ...
+
+
+class LocalBuilders:
+    """One builder in this process, which loads the teacher when it is first needed."""
+
+    def __init__(self, student: RunConfig, device: torch.device) -> None:
+        self.student = student
+        self.device = device
+
+    @cached_property
+    def _builder(self) -> CacheBuilder:
+        return CacheBuilder(self.student, self.device)
+
+    def statistics(self, progress: Progress) -> None:
+        """Compute them here."""
+        self._builder.statistics(progress)
+
+    def build(self, shards: Sequence[int], written: Callable[[int], None]) -> Iterator[tuple[int, bool]]:
+        """One after the other."""
+        return ((shard, self._builder.build(shard, written)) for shard in shards)
+
+
+@contextmanager
+def local_builders(student: RunConfig, device: torch.device) -> Iterator[Builders]:
+    """A builder on this machine."""
+    yield LocalBuilders(student, device)
 
 
 def build_cache(
-    student: RunConfig, device: torch.device, progress: Callable[[str, int, int], None] | None = None
+    student: RunConfig,
+    builders: AbstractContextManager[Builders],
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> CacheJson:
     """Build statistics and cache for ``student``, going on with what is there.
 
-    ``progress`` is called with (what is being done, pages done, pages in all).
+    Args:
+        student: whose config names teacher, dataset and cache.
+        builders: entered where there is something to build.
+        progress: called with (what is being done, pages done, pages in all).
 
     Raises:
         CacheError: where the folder belongs to another teacher, dataset or setting, naming it.
         OutputError: where the disk is full.
     """
-    dataset = PackedDataset(student.data.train, student.data.storage)
-    teacher = open_teacher(student)
-    identity = cache_identity(student, teacher, dataset)
-    folder = student.cache_folder
+    require_teacher(student)
+    dataset, teacher = PackedDataset(student.data.train, student.data.storage), open_teacher(student)
+    identity, folder = cache_identity(student, teacher, dataset), student.cache_folder
     _claim(folder, identity)
-    ensure_statistics(student, teacher, dataset, device, _named(progress, "statistics"))
-    if (folder / CACHE_FILE).exists():
-        return read_cache_json(folder)
-    detector = teacher.detector(dataset.num_classes, device)
-    shards = list(_build_shards(student, teacher, detector, dataset, device, _named(progress, "features")))
-    description = CacheJson(
-        identity=identity,
-        precision=teacher.settings.cache_dtype,
-        views=teacher.settings.views,
-        classifies=detector.spec.classifies_regions,
-        channels=detector.spec.channels,
-        pooled_side=detector.spec.pooled_side,
-        num_classes=detector.spec.num_classes,
-        shards=shards,
-    )
-    write_json(folder / CACHE_FILE, description.model_dump())
-    return description
+    if not (folder / CACHE_FILE).exists():
+        with builders as ready:
+            ready.statistics(_named(progress, "statistics"))
+            _build_all(ready, folder, dataset, teacher.settings.views, _named(progress, "features"))
+    with FileLock(folder / ".finish.lock"):
+        if not (folder / CACHE_FILE).exists():
+            write_json(folder / CACHE_FILE, _describe(folder, dataset, teacher, identity).model_dump())
+        for path in [*leftovers(folder), *folder.glob(".*.lock")]:
+            path.unlink(missing_ok=True)
+    return _finished(folder, identity)
 
 
 def require_teacher(student: RunConfig) -> None:
@@ -88,99 +128,66 @@ def _claim(folder: Path, identity: dict[str, str]) -> None:
         require_same(found, identity, folder, REMEDY)
         return
     others = [name.name for name in folder.iterdir() if name.name != STATISTICS_FILE] if folder.is_dir() else []
+    others = [name for name in others if not name.startswith(".")]
     if others:
         raise OutputError(f"{folder} already holds something that is no cache (such as {others[0]!r}); {REMEDY}")
     write_json(path, identity)
 
 
-def _build_shards(
-    student: RunConfig,
-    teacher: TeacherRun,
-    detector: DetectorModule,
-    dataset: PackedDataset,
-    device: torch.device,
-    progress: Callable[[int, int], None],
-) -> Iterator[CachedShard]:
-    views, total = teacher.settings.views, len(dataset) * teacher.settings.views
-    start = 0
-    for shard in dataset.description.shards:
-        path = student.cache_folder / cache_shard_name(shard.name)
-        samples = range(start, start + shard.samples)
-        if not path.exists():
-            rows = _rows(student, teacher, detector, dataset, samples, device)
-            _write_shard(path, _counted(rows, progress, start * views, total), teacher)
-        start += shard.samples
-        progress(start * views, total)
-        yield CachedShard(
-            name=path.name, rows=len(samples) * views, bytes=path.stat().st_size, sha256=sha256_file(path)
-        )
+def _finished(folder: Path, identity: dict[str, str]) -> CacheJson:
+    store = LocalStore(folder)
+    description = read_cache_json(store)
+    require_same(description.identity, identity, folder, REMEDY)
+    for shard in description.shards:
+        require_file(store, shard)
+    return description
 
 
-def _rows(
-    student: RunConfig,
-    teacher: TeacherRun,
-    detector: DetectorModule,
-    dataset: PackedDataset,
-    samples: range,
-    device: torch.device,
-) -> Iterator[dict[str, Any]]:
-    """Rows in the order of samples, then views."""
-    views = teacher.settings.views
-    items = PageItems(dataset, student.data.view, student.run.seed, views if views > 1 else -1)
-    refs = [SampleRef(view, sample) for sample in samples for view in range(views)]
-    batches = [refs[first : first + student.run.eval_batch] for first in range(0, len(refs), student.run.eval_batch)]
-    for own, batch in zip(batches, page_loader(items, batches, workers=0), strict=True):
-        signals = live_signals(detector, batch.to(device), teacher.settings.nodes)
-        for place, ref in enumerate(own):
-            yield _row(signals, place, ref, teacher.settings.cache_dtype)
+def _build_all(builders: Builders, folder: Path, dataset: PackedDataset, views: int, progress: Progress) -> None:
+    names = [cache_shard_name(shard.name) for shard in dataset.description.shards]
+    rows = [size * views for size in dataset.shard_sizes]
+    while missing := [shard for shard, name in enumerate(names) if not is_built(folder, name)]:
+        done, made = sum(rows) - sum(rows[shard] for shard in missing), False
+        progress(done, sum(rows))
+        for shard, built in builders.build(missing, lambda written: progress(done + written, sum(rows))):  # noqa: B023
+            if built:
+                done, made = done + rows[shard], True
+                progress(done, sum(rows))
+        if not made:
+            time.sleep(POLL_S)  # other builds are at all that is left
+    progress(sum(rows), sum(rows))
 
 
-def _row(signals: TeacherSignals, place: int, ref: SampleRef, precision: Precision) -> dict[str, Any]:
-    valid = signals.valid[place]
-    arrays = {
-        name: _of_page(value, place, valid)
-        for name in ("boxes", "scores", "classes", "logits", "deltas")
-        if (value := getattr(signals, name)) is not None
-    }
-    pooled, scales = encode(_of_page(signals.pooled, place, valid), precision)
-    return {"sample": ref.sample, "view": ref.epoch, **arrays, "pooled": pooled, "pooled_scale": scales}
+def _describe(folder: Path, dataset: PackedDataset, teacher: TeacherRun, identity: dict[str, str]) -> CacheJson:
+    settings, detector = teacher.settings, teacher.config.detector
+    side = (1, 2) if settings.store == "descriptors" else (detector.pooled_side, detector.pooled_side)
+    return CacheJson(
+        version=CACHE_VERSION,
+        identity=identity,
+        precision=settings.cache_dtype,
+        store=settings.store,
+        compression=settings.compression,
+        views=settings.views,
+        nodes=settings.nodes.count,
+        classifies=detector.classifies_regions,
+        feature_shape=(detector.fpn_channels, *side),
+        num_classes=dataset.num_classes,
+        shards=[
+            _whole_shard(folder, cache_shard_name(shard.name), shard.samples * settings.views, shard.sha256, identity)
+            for shard in dataset.description.shards
+        ],
+    )
 
 
-def _of_page(values: Tensor, place: int, valid: Tensor) -> np.ndarray:
-    return values[place][valid].cpu().numpy()
+def _whole_shard(folder: Path, name: str, rows: int, tar_sha256: str, identity: dict[str, str]) -> CachedShard:
+    store = LocalStore(folder)
+    index = read_cache_index(store, name)
+    shard = index.require(index.shard, identity, str(folder / name)).shard
+    require_file(store, shard)
+    if (shard.name, shard.rows, shard.tar_sha256) != (name, rows, tar_sha256):
+        raise CacheError(f"{folder / cache_index_name(name)} is of another shard; delete it and build the cache again")
+    return shard
 
 
-def _counted(
-    rows: Iterator[dict[str, Any]], progress: Callable[[int, int], None], before: int, total: int
-) -> Iterator[dict[str, Any]]:
-    for done, row in enumerate(rows, start=1):
-        yield row
-        progress(before + done, total)
-
-
-def _write_shard(path: Path, rows: Iterator[dict[str, Any]], teacher: TeacherRun) -> None:
-    schema = cache_schema(teacher.settings.cache_dtype)
-    with (
-        replaced(path) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, schema) as writer,
-    ):
-        for row in rows:
-            writer.write_batch(_record_batch(row, schema))
-
-
-def _record_batch(row: dict[str, Any], schema: pa.Schema) -> pa.RecordBatch:
-    columns = []
-    for field in schema:
-        value = row.get(field.name, np.zeros(0, dtype=np.float32))
-        if not pa.types.is_list(field.type):
-            columns.append(pa.array([value], type=field.type))
-            continue
-        item = field.type.value_type
-        values = pa.array(value.ravel().astype(item.to_pandas_dtype()), type=item)
-        columns.append(pa.ListArray.from_arrays(pa.array([0, len(values)], type=pa.int32()), values))
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _named(progress: Callable[[str, int, int], None] | None, what: str) -> Callable[[int, int], None]:
+def _named(progress: Callable[[str, int, int], None] | None, what: str) -> Progress:
     return lambda done, total: progress(what, done, total) if progress is not None else None

@@ -1,6 +1,8 @@
-"""The teacher cache on disk: one Arrow IPC file per shard, one record batch per page and view, ``cache.json`` last.
+"""The teacher cache on disk: an Arrow IPC file and an index per shard of the dataset, and ``cache.json``, written last.
 
-Legend: ``n`` nodes of a page, ``K`` classes, ``C`` channels, ``P`` pooled side. Every list holds its array in C order.
+Each page and view is one record batch, in the order of samples, then views. The index says where it lies and what its
+bytes hash to, so that any row can be had by one read and checked. Legend: ``n`` nodes of a page, ``K`` classes, ``C``
+channels, ``P`` pooled side. Every list holds its array in C order.
 """
 
 from __future__ import annotations
@@ -8,15 +10,22 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from graphkd.errors import CacheError
+from graphkd.errors import CacheError, DataError
+from pipeline.data.format import index_path
+from pipeline.data.storage import Store
 from pipeline.teacher.precision import Precision
 
+CACHE_VERSION = 3
 CACHE_FILE = "cache.json"
 ARROW_TYPES: dict[Precision, pa.DataType] = {"fp16": pa.float16(), "fp32": pa.float32(), "int8": pa.int8()}
+
+NodeStore = Literal["pooled", "descriptors"]
+Compression = Literal["none", "lz4", "zstd"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +43,28 @@ class Column:
 COLUMNS = (
     Column("sample", "int64", "scalar", "number of the sample in its dataset"),
     Column("view", "int32", "scalar", "number of the view"),
+    Column("affine", "float32", "4", "a, b, c, d of the view: x_canvas = a x_image + c, y_canvas = b y_image + d, px"),
     Column("boxes", "float32", "n, 4", "xyxy, canvas px"),
     Column("scores", "float32", "n", "foreground probability, 0 to 1"),
     Column("classes", "int32", "n", "0-based class"),
-    Column("logits", "float32", "n, K + 1", "class logits, background last"),
-    Column("deltas", "float32", "n, K, 4", "box deltas, unit coder weights"),
-    Column("pooled", "feature", "n, C, P, P", "pooled features"),
+    Column("logits", "float32", "n, K + 1", "class logits, background last; empty without a region head"),
+    Column("deltas", "float32", "n, K, 4", "box deltas, unit coder weights; empty without a region head"),
+    Column("pooled", "feature", "n, C, P, P", "pooled features; n, C, 1, 2 where store is descriptors"),
     Column("pooled_scale", "float32", "C", "what int8 features of each channel are multiplied by; empty otherwise"),
 )
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("sample", pa.int64()),
+        pa.field("view", pa.int32()),
+        pa.field("nodes", pa.int32()),
+        pa.field("offset", pa.int64()),  # first byte of the record batch's message in the cache file
+        pa.field("bytes", pa.int64()),
+        pa.field("digest", pa.uint64()),  # xxh3_64 of those bytes
+    ]
+)
+FACTS = b"graphkd"
+"""Key of the index's metadata that holds its :class:`CachedShard` and the fingerprint of the cache's identity."""
 
 
 def cache_schema(precision: Precision) -> pa.Schema:
@@ -61,7 +84,11 @@ class CachedShard(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+\.arrow$")
+    tar_sha256: str
+    """Of the dataset's shard that it was made from."""
     rows: int
+    nodes: int
+    """Of all rows."""
     bytes: int
     sha256: str
 
@@ -71,31 +98,63 @@ class CacheJson(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    version: int
     identity: dict[str, str]
     """What the cache was made from, by name."""
     precision: Precision
+    store: NodeStore
+    compression: Compression
     views: int
+    nodes: int
+    """N, the most nodes a page may have."""
     classifies: bool
     """Whether the teacher gave logits and deltas."""
-    channels: int
-    pooled_side: int
+    feature_shape: tuple[int, int, int]
+    """Of one node's ``pooled``."""
     num_classes: int
     shards: list[CachedShard]
 
+    @property
+    def rows(self) -> int:
+        """Pages, each in every view."""
+        return sum(shard.rows for shard in self.shards)
 
-def read_cache_json(folder: Path) -> CacheJson:
-    """Read ``cache.json``; raises CacheError where it is missing (not finished) or malformed."""
-    path = folder / CACHE_FILE
+    @property
+    def bytes(self) -> int:
+        """Of all cache files, without their indexes."""
+        return sum(shard.bytes for shard in self.shards)
+
+
+def read_cache_json(store: Store) -> CacheJson:
+    """Read ``cache.json``; raises CacheError where it is missing (not finished), malformed or of another version."""
+    path = f"{store.location}/{CACHE_FILE}"
     try:
-        return CacheJson.model_validate(json.loads(path.read_text(encoding="utf8")))
-    except FileNotFoundError as error:
-        raise CacheError(
-            f"{folder} holds no finished cache; run `graphkd cache build` with the student's config"
-        ) from error
-    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        content = json.loads(store.read(CACHE_FILE))
+        _require_version(content.get("version", 2), path)
+        return CacheJson.model_validate(content)
+    except DataError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise CacheError(
+                f"{store.location} holds no finished cache; run `graphkd cache build` with the student's config"
+            ) from error
+        raise
+    except (ValidationError, ValueError, TypeError, AttributeError) as error:
         raise CacheError(f"{path} is damaged ({str(error).splitlines()[0]}); build the cache again") from error
+
+
+def _require_version(found: int, path: str) -> None:
+    if found == CACHE_VERSION:
+        return
+    remedy = "build the cache again" if found < CACHE_VERSION else "install a release that reads it"
+    age = "an older" if found < CACHE_VERSION else "a newer"
+    raise CacheError(f"{path} has version {found}, of {age} release, but this one reads {CACHE_VERSION}; {remedy}")
 
 
 def cache_shard_name(shard: str) -> str:
     """Name of the cache file that belongs to a tar."""
     return shard.removesuffix(".tar") + ".arrow"
+
+
+def cache_index_name(name: str) -> str:
+    """Name of the index that belongs to a cache file."""
+    return index_path(Path(name)).name

@@ -1,11 +1,12 @@
-"""Reading a teacher cache: memory-mapped, a page's row found by its number, so that any topology works."""
+"""A finished teacher cache as a source of signals: rows are found by sample and view, so that any topology works."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -13,86 +14,132 @@ from graphkd.errors import CacheError
 from graphkd.pages import PageBatch
 from graphkd.signals import TeacherSignals
 from pipeline.data.dataset import PackedDataset
-from pipeline.teacher.cache_format import CacheJson, cache_schema, cache_shard_name, read_cache_json
+from pipeline.data.local_store import LocalStore
+from pipeline.data.storage import FileFacts, StorageConfig
+from pipeline.data.stores import open_store
+from pipeline.parallel import ahead
+from pipeline.teacher.cache_format import CacheJson, read_cache_json
+from pipeline.teacher.cache_rows import CacheRows, Row, require_file
 from pipeline.teacher.identity import require_same
 from pipeline.teacher.precision import decode
+
+AHEAD = 3  # batches whose rows are read before their step
+READERS = 2
+AFFINE_TOLERANCE = 1e-3  # px, and as much in scale
 
 
 class CachedTeacher:
     """A finished cache as a source of signals.
 
     Args:
-        folder: cache folder.
+        location: cache folder, or URL of one (http, https, s3, gs).
         dataset: the dataset it was made for.
         identity: what it must have been made from, by name.
-        nodes: N, to which every page is padded.
+        storage: how a remote one is read.
 
-    Raises CacheError where the cache is unfinished, damaged, or made for something else, naming what differs.
+    Raises CacheError where the cache is unfinished, lacks a file, or was made for something else, naming what differs.
     """
 
-    def __init__(self, folder: Path, dataset: PackedDataset, identity: dict[str, str], nodes: int) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        location: str | Path,
+        dataset: PackedDataset,
+        identity: dict[str, str],
+        storage: StorageConfig | None = None,
+    ) -> None:
         self.dataset = dataset
-        self.nodes = nodes
-        self.description = read_cache_json(folder)
-        require_same(self.description.identity, identity, folder, "build a cache for this config in another folder")
-        self._readers: dict[int, pa.ipc.RecordBatchFileReader] = {}
+        self.store = open_store(location, storage)
+        self.description = read_cache_json(self.store)
+        self._require(identity)
+        self.store.expect({shard.name: FileFacts(shard.bytes, shard.sha256) for shard in self.description.shards})
+        self.rows = CacheRows(self.store, self.description)
 
-    def signals(self, batch: PageBatch) -> TeacherSignals:
-        """Signals of the batch's pages in fp32 on the device of its images."""
-        rows = [
-            self._row(int(sample), int(view)) for sample, view in zip(batch.samples, batch.view_numbers, strict=True)
-        ]
-        counts = torch.tensor([len(row["scores"]) for row in rows])
+    def ahead(self, batches: Iterable[PageBatch]) -> Iterator[tuple[PageBatch, StoredSignals]]:
+        """Batches with what is stored of them, which is read by threads while the steps before run."""
+        return ahead(lambda batch: (batch, self.stored(batch)), batches, READERS, AHEAD, "read-cache")
+
+    def signals(self, batch: PageBatch, read: StoredSignals | None = None) -> TeacherSignals:
+        """Signals in fp32 on the device of the batch's images; ``read`` is what :meth:`ahead` gave."""
+        return (read or self.stored(batch)).on(batch.images.device)
+
+    def stored(self, batch: PageBatch) -> StoredSignals:
+        """What the cache holds of the batch's pages, as it is stored."""
+        views = zip(batch.samples.tolist(), batch.view_numbers.tolist(), strict=True)
+        rows = self.rows.rows([self._place(sample, view) for sample, view in views])
+        self._require_pages(rows, batch)
         cached = self.description
-        shape = (cached.channels, cached.pooled_side, cached.pooled_side)
-        for row in rows:
-            row["pooled"] = decode(row["pooled"].reshape(-1, *shape), row["pooled_scale"])
-        regions = (cached.num_classes + 1,) if cached.classifies else None
-        signals = TeacherSignals(
+        counts = torch.tensor([len(row.arrays["scores"]) for row in rows])
+        heads = cached.classifies
+        said = TeacherSignals(
             boxes=self._padded(rows, "boxes", (4,)),
-            valid=torch.arange(self.nodes) < counts[:, None],
+            valid=torch.arange(cached.nodes) < counts[:, None],
             scores=self._padded(rows, "scores", ()),
             classes=self._padded(rows, "classes", ()).long(),
-            logits=None if regions is None else self._padded(rows, "logits", regions),
-            deltas=None if regions is None else self._padded(rows, "deltas", (cached.num_classes, 4)),
-            pooled=self._padded(rows, "pooled", shape),
+            logits=self._padded(rows, "logits", (cached.num_classes + 1,)) if heads else None,
+            deltas=self._padded(rows, "deltas", (cached.num_classes, 4)) if heads else None,
+            pooled=self._padded(rows, "pooled", cached.feature_shape),
         )
-        return signals.to(batch.images.device)
+        scales = np.stack([row.arrays["pooled_scale"] for row in rows])
+        return StoredSignals(said=said, scales=torch.from_numpy(scales))
 
-    def _padded(self, rows: list[dict[str, np.ndarray]], name: str, shape: tuple[int, ...]) -> Tensor:
-        padded = np.zeros((len(rows), self.nodes, *shape), dtype=np.float32)
+    def _padded(self, rows: Sequence[Row], name: str, shape: tuple[int, ...]) -> Tensor:
+        """One tensor of all pages, each copied once from where it lies."""
+        padded = np.empty((len(rows), self.description.nodes, *shape), dtype=rows[0].arrays[name].dtype)
         for page, row in enumerate(rows):
-            values = row[name].reshape(-1, *shape)
+            values = row.arrays[name].reshape(-1, *shape)
             padded[page, : len(values)] = values
+            padded[page, len(values) :] = 0
         return torch.from_numpy(padded)
 
-    def _row(self, sample: int, view: int) -> dict[str, np.ndarray]:
+    def _place(self, sample: int, view: int) -> tuple[int, int]:
         shard, row = self.dataset.locate(sample)
-        batch = self._reader(shard).get_batch(row * self.description.views + view)
-        if batch.column("sample")[0].as_py() != sample or batch.column("view")[0].as_py() != view:
-            raise CacheError(f"{self.folder}: row {row} of shard {shard} is not sample {sample}; build the cache again")
-        lists = [name for name in batch.schema.names if name not in ("sample", "view")]
-        return {name: batch.column(name).values.to_numpy(zero_copy_only=True) for name in lists}
+        return shard, row * self.description.views + view
 
-    def _reader(self, shard: int) -> pa.ipc.RecordBatchFileReader:
-        if shard not in self._readers:
-            name = cache_shard_name(self.dataset.description.shards[shard].name)
-            path = self.folder / name
-            expected = next((entry for entry in self.description.shards if entry.name == name), None)
-            self._readers[shard] = _open(path, None if expected is None else expected.bytes, self.description)
-        return self._readers[shard]
+    def _require_pages(self, rows: Sequence[Row], batch: PageBatch) -> None:
+        pages = zip(batch.samples.tolist(), batch.view_numbers.tolist(), batch.views.tolist(), strict=True)
+        for row, (sample, view, affine) in zip(rows, pages, strict=True):
+            if (row.sample, row.view) != (sample, view):
+                raise CacheError(
+                    f"{self.store.location} has sample {row.sample}, view {row.view} where sample {sample}, view "
+                    f"{view} should be; build the cache again"
+                )
+            if np.abs(row.arrays["affine"] - np.float32(affine)).max() > AFFINE_TOLERANCE:
+                raise CacheError(
+                    f"{self.store.location} saw sample {sample} in view {view} at {row.arrays['affine'].tolist()}, but "
+                    f"it is shown at {affine}; build the cache again for this data.view"
+                )
+
+    def _require(self, identity: dict[str, str]) -> None:
+        location, found = self.store.location, self.description
+        try:
+            require_same(found.identity, identity, location, "build a cache for this config in another folder")
+        except CacheError as error:
+            raise CacheError(f"{error}{_first_difference(found, self.dataset)}") from error
+        if isinstance(self.store, LocalStore):
+            for shard in found.shards:
+                require_file(self.store, shard)
 
 
-def _open(path: Path, size: int | None, description: CacheJson) -> pa.ipc.RecordBatchFileReader:
-    if size is None or not path.exists():
-        raise CacheError(f"{path} is missing from the cache; build the cache again")
-    if path.stat().st_size != size:
-        raise CacheError(f"{path} has {path.stat().st_size} bytes, but cache.json says {size}; build the cache again")
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    except pa.ArrowInvalid as error:
-        raise CacheError(f"{path} is damaged ({error}); build the cache again") from error
-    if reader.schema != cache_schema(description.precision):
-        raise CacheError(f"{path} was made by another release; build the cache again")
-    return reader
+def _first_difference(cached: CacheJson, dataset: PackedDataset) -> str:
+    ours = [shard.sha256 for shard in dataset.description.shards]
+    theirs = [shard.tar_sha256 for shard in cached.shards]
+    if ours == theirs:
+        return ""
+    differing = [place for place, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]]
+    if not differing:
+        return f" (it was made for {len(theirs)} shards, the dataset has {len(ours)})"
+    return f" (the first shard that differs is {dataset.description.shards[differing[0]].name})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredSignals:
+    """A batch's signals on the CPU, features in the precision of the cache."""
+
+    said: TeacherSignals
+    scales: Tensor
+    """float32 [B, C] of int8 features, else [B, 0]."""
+
+    def on(self, device: torch.device) -> TeacherSignals:
+        """Signals in fp32 on ``device``; what crosses to it is the smaller form."""
+        moved = self.said.to(device)
+        return replace(moved, pooled=decode(moved.pooled, self.scales.to(device)))

@@ -14,8 +14,7 @@ from pipeline.data.dataset import PackedDataset
 from pipeline.files import fingerprint
 from pipeline.runs.checkpoint import Checkpoint
 from pipeline.runs.trained import run_checkpoint, run_config, teacher_identity, trained_detector
-
-CACHE_VERSION = 2
+from pipeline.teacher.cache_format import CACHE_VERSION
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,11 +50,11 @@ def open_teacher(student: RunConfig) -> TeacherRun:
 
 def statistics_identity(student: RunConfig, teacher: TeacherRun, dataset: PackedDataset) -> dict[str, str]:
     """What the teacher's statistics depend on, by name."""
-    view = student.data.view
+    view, detector = student.data.view, teacher.config.detector
     return teacher_identity(teacher.config, teacher.checkpoint) | {
-        "version": str(CACHE_VERSION),
+        "schema": str(CACHE_VERSION),
         "dataset": dataset.identity,
-        "canvas and page size": fingerprint([view.canvas, view.shortest_edge[1]]),
+        "preprocessing": fingerprint([view.canvas, view.shortest_edge[1], detector.pixel_mean, detector.pixel_std]),
         "node policy": fingerprint(teacher.settings.nodes.model_dump()),
         "statistics pages": str(teacher.settings.statistics_pages),
         "shrinkage": str(teacher.settings.shrinkage),
@@ -67,15 +66,16 @@ def cache_identity(student: RunConfig, teacher: TeacherRun, dataset: PackedDatas
     view = student.data.view
     several = teacher.settings.views > 1
     views = [teacher.settings.views, view.model_dump(), student.run.seed] if several else [1]
-    names = ("teacher weights", "detector config", "version", "dataset", "canvas and page size", "node policy")
+    names = ("teacher weights", "detector config", "schema", "dataset", "preprocessing", "node policy")
     shared = statistics_identity(student, teacher, dataset)
     return {name: shared[name] for name in names} | {
         "views": fingerprint(views),
+        "store": teacher.settings.store,
         "dtype": teacher.settings.cache_dtype,
     }
 
 
-def require_same(found: dict[str, str], wanted: dict[str, str], where: Path, remedy: str) -> None:
+def require_same(found: dict[str, str], wanted: dict[str, str], where: Path | str, remedy: str) -> None:
     """Raise CacheError naming every part in which ``found`` differs from ``wanted``."""
     differing = [name for name in wanted if found.get(name) != wanted[name]]
     if differing:

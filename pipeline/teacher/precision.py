@@ -7,24 +7,27 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 Precision = Literal["fp16", "fp32", "int8"]
+BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "int8": 1}
 LARGEST = 127
 
 
-def encode(pooled: NDArray[np.float32], precision: Precision) -> tuple[NDArray[np.generic], NDArray[np.float32]]:
-    """Features [n, C, P, P] as they are stored, and the scales [C] of int8 (empty otherwise)."""
+def encode(pooled: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
+    """Features float32 [n, C, P, P] as they are stored, and the scales float32 [C] of int8 (empty otherwise)."""
     if precision != "int8":
-        return pooled.astype(np.float16 if precision == "fp16" else np.float32), np.zeros(0, dtype=np.float32)
-    scales = np.abs(pooled).max(axis=(0, 2, 3), initial=0.0).astype(np.float32) / LARGEST
+        return pooled.to(torch.float16 if precision == "fp16" else torch.float32), pooled.new_zeros(0)
+    if not len(pooled):
+        return pooled.to(torch.int8), pooled.new_zeros(pooled.shape[1])
+    scales = pooled.abs().amax(dim=(0, 2, 3)) / LARGEST
     # A channel that is zero all over the page has scale 0; dividing by 1 instead keeps it zero.
-    safe = np.where(scales > 0, scales, 1)[:, None, None]
-    return np.rint(pooled / safe).astype(np.int8), scales
+    safe = torch.where(scales > 0, scales, 1)[:, None, None]
+    return (pooled / safe).round().to(torch.int8), scales
 
 
-def decode(stored: NDArray[np.generic], scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Features float32 [n, C, P, P] from what was stored; off by at most half a scale where there are scales."""
-    features = stored.astype(np.float32)
-    return features * scales[:, None, None] if len(scales) else features
+def decode(stored: Tensor, scales: Tensor) -> Tensor:
+    """Features float32 [..., n, C, P, P] from what was stored, off by half a scale at most; scales [..., C or 0]."""
+    features = stored.float()
+    return features * scales[..., None, :, None, None] if scales.shape[-1] else features

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from graphkd.errors import CacheError, DataError
@@ -20,6 +21,8 @@ from pipeline.config import RunConfig
 from pipeline.data.batches import FiniteBatches
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.loader import PageItems, page_loader
+from pipeline.data.storage import StorageConfig
+from pipeline.data.stores import open_store
 from pipeline.files import replaced
 from pipeline.teacher.identity import TeacherRun, require_same, statistics_identity
 
@@ -33,16 +36,20 @@ def ensure_statistics(
     dataset: PackedDataset,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
-) -> Path:
+) -> None:
     """Compute the statistics where they are not there yet; raises CacheError where others are."""
-    path = student.cache_folder / STATISTICS_FILE
     identity = statistics_identity(student, teacher, dataset)
-    if path.exists():
-        require_same(_header(path)["identity"], identity, path, "delete it, or give another teacher.cache")
-        return path
+    if statistics_exist(student):
+        read_statistics(student.cache_location, identity, student.data.storage)
+        return
     statistics = compute_statistics(student, teacher, dataset, device, progress)
-    _write(path, statistics, identity)
-    return path
+    _write(student.cache_folder / STATISTICS_FILE, statistics, identity)
+
+
+def statistics_exist(student: RunConfig) -> bool:
+    """Whether the cache folder has statistics; those of a remote one must be there."""
+    location = student.cache_location
+    return "://" in location or (Path(location) / STATISTICS_FILE).exists()
 
 
 def compute_statistics(
@@ -80,26 +87,34 @@ def labelled_nodes(batch: PageBatch, valid: Tensor) -> Tensor:
     return (places < batch.counts.to(valid.device)[:, None]) & valid
 
 
-def read_statistics(path: Path, identity: dict[str, str] | None = None) -> TeacherStatistics:
-    """Load the artifact; raises CacheError where it is missing, damaged, or not of ``identity``."""
-    header = _header(path)
-    if identity is not None:
-        require_same(header["identity"], identity, path, "delete it, or give another teacher.cache")
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in TENSORS}
-    return TeacherStatistics(
-        **tensors, energy=header["energy"], thresholds=header["thresholds"], accuracy=header["accuracy"]
-    )
-
-
-def _header(path: Path) -> dict[str, Any]:
+def read_statistics(
+    location: str | Path, identity: dict[str, str] | None = None, storage: StorageConfig | None = None
+) -> TeacherStatistics:
+    """Load the artifact of a cache; raises CacheError where it is missing, damaged, or not of ``identity``."""
+    path = f"{location}/{STATISTICS_FILE}"
     try:
-        with safe_open(path, framework="pt") as file:
-            return json.loads(file.metadata()["graphkd"])
-    except FileNotFoundError as error:
-        raise CacheError(f"{path} does not exist; run `graphkd cache build` with the student's config") from error
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        content = open_store(location, storage).read(STATISTICS_FILE)
+    except DataError as error:
+        raise CacheError(f"{error}; or run `graphkd cache build` with the student's config") from error
+    try:
+        header, tensors = _header(content), load(content)
+        statistics = TeacherStatistics(
+            **{name: tensors[name] for name in TENSORS},
+            energy=header["energy"],
+            thresholds=header["thresholds"],
+            accuracy=header["accuracy"],
+        )
+        found = header["identity"]
+    except (SafetensorError, KeyError, TypeError, ValueError, struct.error) as error:
         raise CacheError(f"{path} is damaged ({error}); delete it and build it again") from error
+    if identity is not None:
+        require_same(found, identity, path, "delete it, or give another teacher.cache")
+    return statistics
+
+
+def _header(content: bytes) -> dict[str, Any]:
+    (size,) = struct.unpack_from("<Q", content)  # safetensors: length of the JSON header, then the header
+    return json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["graphkd"])
 
 
 def _write(path: Path, statistics: TeacherStatistics, identity: dict[str, str]) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from graphkd.errors import ConfigError, TrainingError, UserError
+from graphkd.errors import ConfigError
 from pipeline.config import RunConfig
-from pipeline.ray_session import ray_session
+from pipeline.ray_session import own_error, ray_session
 
 
 def run_ray(config: RunConfig) -> None:
@@ -44,7 +44,7 @@ def run_ray(config: RunConfig) -> None:
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise _own_error(error) from error
+            raise own_error(error, "training") from error
 
 
 def _worker(given: dict[str, Any]) -> None:
@@ -61,15 +61,3 @@ def _worker(given: dict[str, Any]) -> None:
     torch.set_num_threads(config.engine.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=ray.train.torch.get_device())
     run_worker(config, world)
-
-
-def _own_error(error: BaseException) -> UserError:
-    failures = getattr(error, "worker_failures", {}) or {}
-    for failure in failures.values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, UserError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return TrainingError(f"training failed on Ray: {lines[-1][:300]}; its logs are in the run's ray folder")

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from pipeline.runs.metrics import Metrics
 from pipeline.runs.world import World
 from pipeline.teacher.source import SignalSource
 from pipeline.train.optim import learning_rate, set_learning_rate
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,15 +39,15 @@ class Training:
     """Called with (steps done, the metrics line if one was due)."""
 
 
-def train(run: Training, batches: Iterable[PageBatch]) -> None:
-    """Run from ``first_step`` to the end of the schedule.
+def train(run: Training, batches: Iterable[tuple[PageBatch, Any]]) -> None:
+    """Run from ``first_step`` to the end of the schedule, over batches and what the source has read of each.
 
     Raises TrainingError before the optimiser step that a loss or gradient that is not finite would have spoiled.
     """
     parameters = [parameter for parameter in run.step.parameters() if parameter.requires_grad]
-    for done, batch in enumerate(_timed(batches, run.metrics), start=run.first_step):
+    for done, (batch, read) in enumerate(_timed(batches, run.metrics), start=run.first_step):
         on_device = batch.to(run.world.device)
-        terms = run.step(on_device, run.source.signals(on_device))
+        terms = run.step(on_device, run.source.signals(on_device, read))
         loss = global_mean(terms, run.schedule.batch, run.world)
         run.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -66,7 +68,7 @@ def global_mean(terms: dict[str, Tensor], global_batch: int, world: World) -> Te
     return torch.stack([values.sum() for values in terms.values()]).sum() * world.size / global_batch
 
 
-def _timed(batches: Iterable[PageBatch], metrics: Metrics) -> Iterator[PageBatch]:
+def _timed(batches: Iterable[Item], metrics: Metrics) -> Iterator[Item]:
     iterator = iter(batches)
     while True:
         begin = time.perf_counter()

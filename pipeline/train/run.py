@@ -42,7 +42,7 @@ def prepare(config: RunConfig) -> None:
         _require_categorizer(config, teacher)
         if config.teacher.signals == "cache":
             identity = cache_identity(config, teacher, dataset)
-            CachedTeacher(config.cache_folder, dataset, identity, config.teacher.nodes.count)
+            CachedTeacher(config.cache_location, dataset, identity, config.data.storage)
     open_run_folder(config)
     if config.method.name != "none" and config.teacher is not None:
         device = pick_device(config.engine.device, 0)

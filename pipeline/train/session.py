@@ -37,7 +37,7 @@ from pipeline.runs.world import World
 from pipeline.teacher.cache_read import CachedTeacher
 from pipeline.teacher.identity import TeacherRun, cache_identity, open_teacher, statistics_identity
 from pipeline.teacher.source import LiveTeacher, NoTeacher, SignalSource
-from pipeline.teacher.statistics import STATISTICS_FILE, read_statistics
+from pipeline.teacher.statistics import read_statistics
 from pipeline.train.loop import Training, train
 from pipeline.train.optim import build_optimizer
 
@@ -55,29 +55,32 @@ def run_worker(config: RunConfig, world: World, report: Reporter | None = None) 
     optimizer = build_optimizer(module, schedule)
     first = _restore(config, dataset, module, optimizer)
     metrics = Metrics(config.folder, world, config.run.log_every, first)
+    source = signal_source(config, dataset, world.device)
     run = Training(
         step=_distributed(module, world),
         optimizer=optimizer,
         schedule=schedule,
-        source=signal_source(config, dataset, world.device),
+        source=source,
         metrics=metrics,
         world=world,
         first_step=first,
         after_step=_after_step(config, dataset, world, module, optimizer, report),
     )
-    with closing(metrics), _batches(config, dataset, world, first) as batches:
+    with closing(metrics), _batches(config, dataset, world, first, source) as batches:
         train(run, batches)
 
 
 @contextmanager
-def _batches(config: RunConfig, dataset: PackedDataset, world: World, first: int) -> Iterator[Iterable[PageBatch]]:
+def _batches(
+    config: RunConfig, dataset: PackedDataset, world: World, first: int, source: SignalSource
+) -> Iterator[Iterable[tuple[PageBatch, Any]]]:
     """What this rank reads of the global batches from step ``first`` on; written to the ledger where there is one."""
     schedule, tolerated = config.schedule.scaled(), config.data.bad_samples
     order = CanonicalOrder(dataset.shard_sizes, config.run.seed, schedule.batch)
     places = StepBatches(order, schedule.batch, world.rank, world.size, first, schedule.steps)
     items = PageItems(dataset, config.data.view, config.run.seed, config.views, stand_ins=tolerated > 0)
     loader = page_loader(items, places, config.data.loader_workers, pin=world.device.type == "cuda")
-    batches = within_budget(loader, tolerated)
+    batches = source.ahead(within_budget(loader, tolerated))
     if not config.run.ledger:
         yield batches
         return
@@ -104,7 +107,7 @@ def build_step(config: RunConfig, dataset: PackedDataset, device: torch.device) 
     if config.method.name != "none":
         teacher = open_teacher(config)
         identity = statistics_identity(config, teacher, dataset)
-        statistics = read_statistics(config.cache_folder / STATISTICS_FILE, identity).to(device)
+        statistics = read_statistics(config.cache_location, identity, config.data.storage).to(device)
         if config.method.inherits and same_anchors(config, teacher):
             taken = inherit(detector, teacher.detector(dataset.num_classes, torch.device("cpu")), config.method)
             log.info("%d tensors inherited from %s", len(taken), teacher.settings.run)
@@ -134,9 +137,11 @@ def signal_source(config: RunConfig, dataset: PackedDataset, device: torch.devic
         return NoTeacher()
     teacher = open_teacher(config)
     if config.teacher.signals == "live":
-        return LiveTeacher(teacher.detector(dataset.num_classes, device), config.teacher.nodes, config.method)
+        describe = config.teacher.store == "descriptors"
+        detector = teacher.detector(dataset.num_classes, device)
+        return LiveTeacher(detector, config.teacher.nodes, config.method, describe)
     identity = cache_identity(config, teacher, dataset)
-    return CachedTeacher(config.cache_folder, dataset, identity, config.teacher.nodes.count)
+    return CachedTeacher(config.cache_location, dataset, identity, config.data.storage)
 
 
 def _restore(config: RunConfig, dataset: PackedDataset, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:

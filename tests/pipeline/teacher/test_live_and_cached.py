@@ -2,50 +2,38 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from graphkd.pages import PageBatch
-from pipeline.config import RunConfig, resolve
+from pipeline.config import RunConfig
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.loader import PageItems, collate
 from pipeline.data.order import SampleRef
-from pipeline.teacher.cache_build import build_cache
 from pipeline.teacher.precision import Precision, decode, encode
-from pipeline.train.run import train_run
 from pipeline.train.session import build_step, signal_source
-from tests.common import small_run
+from tests.common import build_here
+from tests.pipeline.teacher.conftest import StudentOf
 
 pytestmark = [pytest.mark.method, pytest.mark.cache]
 
 CPU = torch.device("cpu")
-VIEW = {"view": {"canvas": [128, 96], "shortest_edge": [96, 96]}}
 BATCH = 4  # pages at a time when the cache is built, and in the step that it is compared with
 
 
 @pytest.fixture(scope="module")
-def folder(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds a trained teacher."""
-    out = tmp_path_factory.mktemp("live-and-cached")
-    train_run(resolve(small_run(out, dataset_folder, "teacher", data=VIEW), "teacher"))
-    return out
+def cached(student_of: StudentOf) -> Callable[[Precision], RunConfig]:
+    """A student with a finished cache of that precision."""
 
+    def make(precision: Precision) -> RunConfig:
+        config = student_of(f"cache-{precision}", cache_dtype=precision)
+        build_here(config)
+        return config
 
-def student(folder: Path, packed: Path, **teacher: Any) -> RunConfig:
-    settings = {"run": str(folder / "teacher"), "statistics_pages": 8, "nodes": {"count": 12, "min_score": 0.0}}
-    sections = {"method": {"name": "graphkd"}, "data": VIEW, "teacher": {**settings, **teacher}}
-    return resolve(small_run(folder, packed, "student", **sections), "student")
-
-
-def cached(folder: Path, packed: Path, precision: Precision) -> RunConfig:
-    config = student(folder, packed, cache_dtype=precision, cache=str(folder / f"cache-{precision}"))
-    build_cache(config, CPU)
-    return config
+    return make
 
 
 def pages(config: RunConfig, samples: range) -> PageBatch:
@@ -60,7 +48,7 @@ def losses(config: RunConfig, batch: PageBatch) -> dict[str, Tensor]:
     return {name: values.detach() for name, values in terms.items()}
 
 
-def live(folder: Path, config: RunConfig) -> RunConfig:
+def live(config: RunConfig) -> RunConfig:
     """The same student with a live teacher and the same statistics."""
     assert config.teacher is not None
     return config.model_copy(update={"teacher": config.teacher.model_copy(update={"signals": "live"})})
@@ -68,49 +56,51 @@ def live(folder: Path, config: RunConfig) -> RunConfig:
 
 @pytest.mark.parametrize("min_score", [0.0, 0.9])
 def test_an_fp32_cache_gives_the_live_losses_bit_for_bit_at_equal_batch(
-    folder: Path, dataset_folder: Path, min_score: float
+    student_of: StudentOf, min_score: float
 ) -> None:
     nodes = {"count": 12, "min_score": min_score}  # .9 leaves ground truth only, and padding behind it
-    config = student(folder, dataset_folder, cache_dtype="fp32", cache=str(folder / f"bits-{min_score}"), nodes=nodes)
-    build_cache(config, CPU)
+    config = student_of(f"bits-{min_score}", cache_dtype="fp32", nodes=nodes)
+    build_here(config)
     batch = pages(config, range(BATCH))
-    ours, theirs = losses(config, batch), losses(live(folder, config), batch)
+    ours, theirs = losses(config, batch), losses(live(config), batch)
     assert {"kd_node", "kd_edge", "kd_logits", "kd_boxes"} <= set(ours)
     for name, values in theirs.items():
         assert torch.equal(ours[name], values), name
 
 
 @pytest.mark.parametrize("samples", [range(2), range(3, 9)])
-def test_an_fp32_cache_gives_the_live_losses_at_any_batch(folder: Path, dataset_folder: Path, samples: range) -> None:
-    config = cached(folder, dataset_folder, "fp32")
+def test_an_fp32_cache_gives_the_live_losses_at_any_batch(
+    cached: Callable[[Precision], RunConfig], samples: range
+) -> None:
+    config = cached("fp32")
     batch = pages(config, samples)
-    ours, theirs = losses(config, batch), losses(live(folder, config), batch)
+    ours, theirs = losses(config, batch), losses(live(config), batch)
     for name, values in theirs.items():
         torch.testing.assert_close(ours[name], values, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("fp16", 2e-3), ("int8", 3e-2)])
 def test_rounded_caches_stay_within_their_bound(
-    folder: Path, dataset_folder: Path, precision: Precision, bound: float
+    cached: Callable[[Precision], RunConfig], precision: Precision, bound: float
 ) -> None:
     """Each distillation term within 0.2% (fp16) and 3% (int8) of the live one, over all pages with regions."""
-    config = cached(folder, dataset_folder, precision)
+    config = cached(precision)
     batch = pages(config, range(8))
-    ours, theirs = losses(config, batch), losses(live(folder, config), batch)
+    ours, theirs = losses(config, batch), losses(live(config), batch)
     for name in ("kd_node", "kd_edge", "kd_logits", "kd_boxes"):
         assert float(ours[name].sum()) == pytest.approx(float(theirs[name].sum()), rel=bound), name
 
 
 def test_int8_is_off_by_at_most_half_a_scale() -> None:
-    pooled = np.random.default_rng(0).normal(size=(5, 4, 3, 3)).astype(np.float32)
+    pooled = torch.randn(5, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     pooled[:, 2] = 0
     stored, scales = encode(pooled, "int8")
-    assert stored.dtype == np.int8 and scales.shape == (4,)
-    np.testing.assert_allclose(scales, np.abs(pooled).max(axis=(0, 2, 3)) / 127, rtol=1e-6)
-    assert (np.abs(decode(stored, scales) - pooled) <= scales[:, None, None] * 0.5001).all()
+    assert stored.dtype == torch.int8 and scales.shape == (4,)
+    torch.testing.assert_close(scales, pooled.abs().amax(dim=(0, 2, 3)) / 127)
+    assert ((decode(stored, scales) - pooled).abs() <= scales[:, None, None] * 0.5001).all()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_a_page_without_nodes_can_be_stored(precision: Precision) -> None:
-    stored, scales = encode(np.zeros((0, 4, 3, 3), dtype=np.float32), precision)
+    stored, scales = encode(torch.zeros(0, 4, 3, 3), precision)
     assert decode(stored, scales).shape == (0, 4, 3, 3)

@@ -10,19 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from graphkd.errors import CacheError, CheckpointError, ConfigError, OutputError, TrainingError
+from graphkd.errors import CheckpointError, ConfigError, OutputError, TrainingError
 from pipeline.config import RunConfig, ScheduleConfig, resolve
 from pipeline.data.dataset import PackedDataset
 from pipeline.runs.checkpoint import load_weights, newest_checkpoint
 from pipeline.runs.metrics import read_metrics
 from pipeline.runs.world import World
-from pipeline.teacher.cache_build import build_cache
 from pipeline.train.loop import global_mean
 from pipeline.train.optim import learning_rate
 from pipeline.train.run import evaluate_run, train_run
 from pipeline.train.session import build_step
 from pipeline.train.smoke import smoke
-from tests.common import SMALL_DETECTOR, small_run
+from tests.common import SMALL_DETECTOR, build_here, small_run
 
 CPU = torch.device("cpu")
 
@@ -42,7 +41,7 @@ def trained(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A folder that holds a trained teacher and its cache."""
     folder = tmp_path_factory.mktemp("trained")
     train_run(small(folder, dataset_folder, "teacher"))
-    build_cache(student(folder, dataset_folder, "any"), CPU)
+    build_here(student(folder, dataset_folder, "any"))
     return folder
 
 
@@ -100,7 +99,7 @@ def test_live_and_cached_teachers_give_the_same_losses(trained: Path, dataset_fo
     folder = trained / "same-view"
     train_run(small(folder, dataset_folder, "teacher", data=view))
     cached = student(folder, dataset_folder, "cached", data=view, teacher={"cache_dtype": "fp32"})
-    build_cache(cached, CPU)
+    build_here(cached)
     live = student(folder, dataset_folder, "live", data=view, teacher={"signals": "live"})
     train_run(cached)
     train_run(live)
@@ -115,7 +114,7 @@ def test_views_of_a_cache_are_replayed(trained: Path, dataset_folder: Path) -> N
     settings = {"views": 2, "cache": str(trained / "two-views"), "cache_dtype": "fp32"}
     live = {"views": 2, "cache": str(trained / "two-views"), "signals": "live"}
     config = student(trained, dataset_folder, "views", teacher=settings)
-    assert [shard.rows for shard in build_cache(config, CPU).shards] == [8, 8, 4]
+    assert [shard.rows for shard in build_here(config).shards] == [8, 8, 4]
     dataset = PackedDataset(dataset_folder)
     cached = signal_source(config, dataset, CPU)
     teacher = signal_source(student(trained, dataset_folder, "views-live", teacher=live), dataset, CPU)
@@ -125,54 +124,6 @@ def test_views_of_a_cache_are_replayed(trained: Path, dataset_folder: Path) -> N
     assert first is not None and second is not None
     assert torch.equal(first.boxes, second.boxes)
     torch.testing.assert_close(first.pooled[first.valid], second.pooled[second.valid], rtol=1e-4, atol=1e-5)
-
-
-CHANGES: dict[str, dict[str, Any]] = {
-    "node policy": {"teacher": {"nodes": {"count": 9}}},
-    "dtype": {"teacher": {"cache_dtype": "fp32"}},
-    "views": {"teacher": {"views": 3}},
-    "canvas and page size": {"data": {"view": {"canvas": [128, 96], "shortest_edge": [80, 90]}}},
-}
-
-
-@pytest.mark.cache
-@pytest.mark.parametrize("field", CHANGES)
-def test_a_cache_made_for_something_else_is_refused_by_name(field: str, trained: Path, dataset_folder: Path) -> None:
-    with pytest.raises(CacheError, match=f"made for something else: .*{field}"):
-        train_run(student(trained, dataset_folder, "other", **CHANGES[field]))
-    assert not (trained / "other").exists()
-
-
-@pytest.mark.cache
-def test_a_cache_of_another_teacher_is_refused_by_name(trained: Path, dataset_folder: Path) -> None:
-    train_run(small(trained, dataset_folder, "teacher-2", run={"seed": 9}))
-    changes = {"teacher": {"run": str(trained / "teacher-2"), "cache": str(trained / "teacher" / "cache")}}
-    with pytest.raises(CacheError, match="teacher weights"):
-        train_run(student(trained, dataset_folder, "other", **changes))
-
-
-@pytest.mark.cache
-def test_a_truncated_cache_file_and_an_unfinished_cache_are_named(trained: Path, dataset_folder: Path) -> None:
-    folder = trained / "damaged"
-    config = student(trained, dataset_folder, "damaged-student", teacher={"cache": str(folder)})
-    with pytest.raises(CacheError, match="no finished cache"):
-        train_run(config)
-    build_cache(config, CPU)
-    path = folder / "shard-000000.arrow"
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(CacheError, match=r"shard-000000\.arrow has \d+ bytes, but cache.json says"):
-        train_run(config)
-
-
-@pytest.mark.cache
-def test_a_build_goes_on_with_what_is_complete(trained: Path, dataset_folder: Path) -> None:
-    config = student(trained, dataset_folder, "again", teacher={"cache": str(trained / "again-cache")})
-    first = build_cache(config, CPU)
-    (trained / "again-cache" / "cache.json").unlink()
-    (trained / "again-cache" / "shard-000001.arrow").unlink()
-    kept = (trained / "again-cache" / "shard-000000.arrow").stat().st_mtime_ns
-    assert build_cache(config, CPU) == first
-    assert (trained / "again-cache" / "shard-000000.arrow").stat().st_mtime_ns == kept
 
 
 def test_a_changed_config_is_refused_with_the_difference(trained: Path, dataset_folder: Path) -> None:

@@ -1,0 +1,76 @@
+"""The index of one cache file: where each row lies, and what its bytes hash to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from graphkd.errors import CacheError
+from pipeline.data.storage import Store
+from pipeline.files import fingerprint, replaced
+from pipeline.teacher.cache_format import FACTS, INDEX_SCHEMA, CachedShard, cache_index_name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheIndex:
+    """An index in columns, one entry a row of the cache file."""
+
+    shard: CachedShard
+    identity: str
+    """Fingerprint of the cache's identity."""
+    sample: NDArray[np.int64]
+    view: NDArray[np.int32]
+    nodes: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    bytes: NDArray[np.int64]
+    digest: NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def require(self, shard: CachedShard, identity: dict[str, str], path: str) -> CacheIndex:
+        """Give this index, or raise CacheError where it belongs to another file or cache than ``cache.json`` says."""
+        if self.shard != shard or self.identity != fingerprint(identity) or len(self) != shard.rows:
+            raise CacheError(f"{path} does not belong to this cache; copy it again, or build the cache again")
+        return self
+
+
+def write_cache_index(
+    folder: Path, shard: CachedShard, identity: dict[str, str], columns: dict[str, list[int]]
+) -> None:
+    """Write the index of ``shard``, whose file lies there already."""
+    facts = json.dumps({"shard": shard.model_dump(), "identity": fingerprint(identity)})
+    schema = INDEX_SCHEMA.with_metadata({FACTS: facts.encode()})
+    with (
+        replaced(folder / cache_index_name(shard.name)) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+    ):
+        writer.write_table(pa.table(columns, schema=schema))
+
+
+def read_cache_index(store: Store, name: str) -> CacheIndex:
+    """Read the index of the cache file ``name``; raises CacheError where it is missing or damaged."""
+    index_name = cache_index_name(name)
+    path = f"{store.location}/{index_name}"
+    return parse_cache_index(store.read(index_name), path)
+
+
+def parse_cache_index(content: bytes, path: str) -> CacheIndex:
+    """Check the bytes of an index; raises CacheError where they are damaged."""
+    try:
+        table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
+        facts = json.loads(table.schema.metadata[FACTS])
+        if not table.schema.equals(INDEX_SCHEMA):
+            raise ValueError("made by another release")
+        columns = {field.name: table.column(field.name).to_numpy() for field in INDEX_SCHEMA}
+        return CacheIndex(shard=CachedShard.model_validate(facts["shard"]), identity=facts["identity"], **columns)
+    except (pa.ArrowInvalid, ValidationError, ValueError, KeyError, TypeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CacheError(f"{path} is damaged ({reason}); copy it again, or build the cache again") from error

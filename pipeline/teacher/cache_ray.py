@@ -1,0 +1,127 @@
+"""Builders on Ray: actors that load the teacher once, one per GPU or per share of the CPUs, as many as the cluster has.
+
+Each has one shard in flight and gets the next when it is done, so nothing piles up; files go straight to the cache
+folder, which all nodes must see. An actor that dies is started again and does its shard anew.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from graphkd.errors import ConfigError
+from pipeline.config import RunConfig
+from pipeline.data.dataset import PackedDataset
+from pipeline.ray_session import own_error, ray_session
+from pipeline.teacher.cache_build import Builders
+from pipeline.teacher.cache_shards import Progress
+
+RESTARTS = 3  # of one builder, and tries of one shard
+CPU_THREADS = 4  # of a builder without a GPU
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How the cluster is divided among builders."""
+
+    builders: int
+    threads: int
+    gpus: int
+    """Of each builder."""
+
+
+def shares(student: RunConfig, resources: dict[str, float], shards: int, workers: int) -> Share:
+    """Divide a cluster of ``resources``; ``workers`` is the most builders wanted, 0 for as many as fit."""
+    cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
+    most = min(shards, workers or shards)
+    if gpus and student.engine.device != "cpu":
+        builders = min(gpus, most)
+        return Share(builders, student.engine.threads or max(1, cpus // gpus), 1)
+    builders = max(1, min(cpus // min(cpus, student.engine.threads or CPU_THREADS), most))
+    return Share(builders, student.engine.threads or max(1, cpus // builders), 0)
+
+
+class RayBuilders:
+    """A pool of actors."""
+
+    def __init__(self, actors: list[Any]) -> None:
+        self._actors = actors
+
+    def statistics(self, progress: Progress) -> None:
+        """Have the first actor compute them."""
+        import ray
+
+        progress(0, 1)
+        with _own_errors():
+            ray.get(self._actors[0].statistics.remote())
+        progress(1, 1)
+
+    def build(self, shards: Sequence[int], written: Callable[[int], None]) -> Iterator[tuple[int, bool]]:
+        """Results as they come; rows are told of by whole files only."""
+        from ray.util import ActorPool
+
+        with _own_errors():
+            pool: Any = ActorPool(self._actors)
+            yield from pool.map_unordered(lambda actor, shard: actor.build.remote(shard), list(shards))
+
+
+@contextmanager
+def ray_builders(student: RunConfig, workers: int = 0) -> Iterator[Builders]:
+    """Builders on the cluster that RAY_ADDRESS names, or on this machine; raises ConfigError where Ray is missing."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError("Ray is not installed; pip install 'graphkd[ray]', or give --engine local") from error
+    shards = len(PackedDataset(student.data.train, student.data.storage).shard_sizes)
+    with ray_session(workers or 1):
+        share = shares(student, ray.cluster_resources(), shards, workers)
+        actor = ray.remote(_Builder).options(
+            num_cpus=share.threads if not share.gpus else 1,
+            num_gpus=share.gpus,
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
+        )
+        config = student.model_dump(mode="json")
+        actors: list[Any] = [actor.remote(config, os.getcwd(), share.threads) for _ in range(share.builders)]
+        try:
+            yield RayBuilders(actors)
+        finally:
+            for handle in actors:
+                ray.kill(handle)
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        raise own_error(error, "building the cache") from error
+
+
+class _Builder:
+    """A builder in an actor of its own."""
+
+    def __init__(self, config: dict[str, Any], directory: str, threads: int) -> None:
+        import torch
+
+        from pipeline.config import resolve
+        from pipeline.runs.world import pick_device
+        from pipeline.teacher.cache_shards import CacheBuilder
+
+        os.chdir(directory)
+        torch.set_num_threads(threads)
+        student = resolve(config, "the submitted config")
+        self.builder = CacheBuilder(student, pick_device(student.engine.device, 0))
+
+    def statistics(self) -> None:
+        """Compute the teacher's statistics where they are not there yet."""
+        self.builder.statistics()
+
+    def build(self, shard: int) -> tuple[int, bool]:
+        """Make one file."""
+        return shard, self.builder.build(shard)
