@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
+from operator import attrgetter
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from cachetools import LRUCache
+from cachetools import LRUCache, cachedmethod
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -55,12 +60,13 @@ class PackedDataset:
         self.description = self._describe()
         self.store.expect({shard.name: FileFacts(shard.bytes, shard.sha256) for shard in self.description.shards})
         self.shard_sizes = tuple(shard.samples for shard in self.description.shards)
-        self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
+        self._starts = [0, *accumulate(self.shard_sizes)]
         self._class_of = {category.id: place for place, category in enumerate(self.description.categories)}
-        self._indexes: LRUCache[int, ShardIndex] = LRUCache(OPEN_INDEXES)
+        self._indexes: LRUCache[Any, ShardIndex] = LRUCache(OPEN_INDEXES)
+        self._guard = Lock()
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def __reduce__(self) -> tuple[type[PackedDataset], tuple[str | Path, StorageConfig | None]]:
         return type(self), (self.location, self.storage)
@@ -87,8 +93,8 @@ class PackedDataset:
 
     def locate(self, sample: int) -> tuple[int, int]:
         """(shard, row) of a sample number."""
-        shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
-        return shard, sample - int(self._starts[shard])
+        shard = bisect_right(self._starts, sample) - 1
+        return shard, sample - self._starts[shard]
 
     def record(self, sample: int) -> Record:
         """The index entry of a sample."""
@@ -136,12 +142,8 @@ class PackedDataset:
             )
         return self._class_of[category]
 
+    @cachedmethod(attrgetter("_indexes"), lock=attrgetter("_guard"))
     def _index(self, shard: int) -> ShardIndex:
-        if shard not in self._indexes:
-            self._indexes[shard] = self._checked_index(shard)
-        return self._indexes[shard]
-
-    def _checked_index(self, shard: int) -> ShardIndex:
         index = self._open_index(shard)
         if len(index) != self.shard_sizes[shard]:
             name = self.description.shards[shard].name

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from io import FileIO
+from operator import attrgetter
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
-from cachetools import LRUCache
+from cachetools import LRUCache, cachedmethod
 
 from graphkd.errors import DataError
 from pipeline.data.storage import FileFacts, Range, unreadable
@@ -20,7 +24,8 @@ class LocalStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.location = str(folder)
-        self._files: LRUCache[str, int] = _Descriptors(OPEN_FILES)
+        self._files: LRUCache[Any, FileIO] = LRUCache(OPEN_FILES)
+        self._guard = Lock()
 
     def read(self, name: str) -> bytes:
         """A whole file."""
@@ -38,7 +43,8 @@ class LocalStore:
 
     def _range(self, part: Range) -> bytes:
         try:
-            content = os.pread(self._file(part.name), part.size, part.start)
+            file = self._file(part.name)  # held, so that another thread that makes room does not close it
+            content = os.pread(file.fileno(), part.size, part.start)
         except OSError as error:
             raise unreadable(f"{self.folder / part.name}", error) from error
         if len(content) != part.size:
@@ -48,20 +54,6 @@ class LocalStore:
             )
         return content
 
-    def _file(self, name: str) -> int:
-        if name not in self._files:
-            self._files[name] = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
-        return self._files[name]
-
-    def __del__(self) -> None:
-        for descriptor in getattr(self, "_files", {}).values():
-            os.close(descriptor)
-
-
-class _Descriptors(LRUCache[str, int]):
-    """Open files, closed when they leave."""
-
-    def popitem(self) -> tuple[str, int]:
-        name, descriptor = super().popitem()
-        os.close(descriptor)
-        return name, descriptor
+    @cachedmethod(attrgetter("_files"), lock=attrgetter("_guard"))
+    def _file(self, name: str) -> FileIO:
+        return FileIO(self.folder / name)

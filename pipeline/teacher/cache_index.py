@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from graphkd.errors import CacheError
@@ -17,26 +16,30 @@ from pipeline.files import fingerprint, replaced
 from pipeline.teacher.cache_format import FACTS, INDEX_SCHEMA, CachedShard, cache_index_name
 
 
+class CacheEntry(NamedTuple):
+    """One row of a cache file, as ``INDEX_SCHEMA`` has it."""
+
+    sample: int
+    view: int
+    nodes: int
+    offset: int
+    bytes: int
+    digest: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheIndex:
-    """An index in columns, one entry a row of the cache file."""
+    """The index of one cache file."""
 
     shard: CachedShard
     identity: str
     """Fingerprint of the cache's identity."""
-    sample: NDArray[np.int64]
-    view: NDArray[np.int32]
-    nodes: NDArray[np.int32]
-    offset: NDArray[np.int64]
-    bytes: NDArray[np.int64]
-    digest: NDArray[np.uint64]
-
-    def __len__(self) -> int:
-        return len(self.sample)
+    entries: list[CacheEntry]
+    """One a row."""
 
     def require(self, shard: CachedShard, identity: dict[str, str], path: str) -> CacheIndex:
         """Give this index, or raise CacheError where it belongs to another file or cache than ``cache.json`` says."""
-        if self.shard != shard or self.identity != fingerprint(identity) or len(self) != shard.rows:
+        if self.shard != shard or self.identity != fingerprint(identity) or len(self.entries) != shard.rows:
             raise CacheError(f"{path} does not belong to this cache; copy it again, or build the cache again")
         return self
 
@@ -69,8 +72,8 @@ def parse_cache_index(content: bytes, path: str) -> CacheIndex:
         facts = json.loads(table.schema.metadata[FACTS])
         if not table.schema.equals(INDEX_SCHEMA):
             raise ValueError("made by another release")
-        columns = {field.name: table.column(field.name).to_numpy() for field in INDEX_SCHEMA}
-        return CacheIndex(shard=CachedShard.model_validate(facts["shard"]), identity=facts["identity"], **columns)
+        entries = [CacheEntry(*row) for row in zip(*(column.to_pylist() for column in table.columns), strict=True)]
+        return CacheIndex(shard=CachedShard.model_validate(facts["shard"]), identity=facts["identity"], entries=entries)
     except (pa.ArrowInvalid, ValidationError, ValueError, KeyError, TypeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CacheError(f"{path} is damaged ({reason}); copy it again, or build the cache again") from error

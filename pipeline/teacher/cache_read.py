@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from graphkd.errors import CacheError
@@ -68,45 +70,41 @@ class CachedTeacher:
         rows = self.rows.rows([self._place(sample, view) for sample, view in views])
         self._require_pages(rows, batch)
         cached = self.description
-        counts = torch.tensor([len(row.arrays["scores"]) for row in rows])
-        heads = cached.classifies
+        counts = np.array([len(row.arrays["scores"]) for row in rows])
+        valid, heads = np.arange(cached.nodes) < counts[:, None], cached.classifies
+
+        def padded(name: str, *shape: int) -> Tensor:
+            return torch.from_numpy(_padded([row.arrays[name].reshape(-1, *shape) for row in rows], valid))
+
         said = TeacherSignals(
-            boxes=self._padded(rows, "boxes", (4,)),
-            valid=torch.arange(cached.nodes) < counts[:, None],
-            scores=self._padded(rows, "scores", ()),
-            classes=self._padded(rows, "classes", ()).long(),
-            logits=self._padded(rows, "logits", (cached.num_classes + 1,)) if heads else None,
-            deltas=self._padded(rows, "deltas", (cached.num_classes, 4)) if heads else None,
-            pooled=self._padded(rows, "pooled", cached.feature_shape),
+            boxes=padded("boxes", 4),
+            valid=torch.from_numpy(valid),
+            scores=padded("scores"),
+            classes=padded("classes").long(),
+            logits=padded("logits", cached.num_classes + 1) if heads else None,
+            deltas=padded("deltas", cached.num_classes, 4) if heads else None,
+            pooled=padded("pooled", *cached.feature_shape),
         )
         scales = np.stack([row.arrays["pooled_scale"] for row in rows])
         return StoredSignals(said=said, scales=torch.from_numpy(scales))
-
-    def _padded(self, rows: Sequence[Row], name: str, shape: tuple[int, ...]) -> Tensor:
-        """One tensor of all pages, each copied once from where it lies."""
-        padded = np.empty((len(rows), self.description.nodes, *shape), dtype=rows[0].arrays[name].dtype)
-        for page, row in enumerate(rows):
-            values = row.arrays[name].reshape(-1, *shape)
-            padded[page, : len(values)] = values
-            padded[page, len(values) :] = 0
-        return torch.from_numpy(padded)
 
     def _place(self, sample: int, view: int) -> tuple[int, int]:
         shard, row = self.dataset.locate(sample)
         return shard, row * self.description.views + view
 
     def _require_pages(self, rows: Sequence[Row], batch: PageBatch) -> None:
-        pages = zip(batch.samples.tolist(), batch.view_numbers.tolist(), batch.views.tolist(), strict=True)
-        for row, (sample, view, affine) in zip(rows, pages, strict=True):
+        apart = np.abs(np.stack([row.arrays["affine"] for row in rows]) - batch.views.numpy()).max(axis=1).tolist()
+        pages = zip(batch.samples.tolist(), batch.view_numbers.tolist(), apart, strict=True)
+        for row, (sample, view, distance) in zip(rows, pages, strict=True):
             if (row.sample, row.view) != (sample, view):
                 raise CacheError(
                     f"{self.store.location} has sample {row.sample}, view {row.view} where sample {sample}, view "
                     f"{view} should be; build the cache again"
                 )
-            if np.abs(row.arrays["affine"] - np.float32(affine)).max() > AFFINE_TOLERANCE:
+            if distance > AFFINE_TOLERANCE:
                 raise CacheError(
                     f"{self.store.location} saw sample {sample} in view {view} at {row.arrays['affine'].tolist()}, but "
-                    f"it is shown at {affine}; build the cache again for this data.view"
+                    f"it is shown {distance:.3g} px from there; build the cache again for this data.view"
                 )
 
     def _require(self, identity: dict[str, str]) -> None:
@@ -118,6 +116,16 @@ class CachedTeacher:
         if isinstance(self.store, LocalStore):
             for shard in found.shards:
                 require_file(self.store, shard)
+
+
+def _padded(pages: list[NDArray[Any]], valid: NDArray[np.bool_]) -> NDArray[Any]:
+    """One array [B, N, ...] of all pages [n, ...], each copied once from where it lies, with zeros where not valid."""
+    if valid.all():
+        return np.stack(pages)
+    padded = np.zeros((*valid.shape, *pages[0].shape[1:]), dtype=pages[0].dtype)
+    for place, values in zip(padded, pages, strict=True):
+        place[: len(values)] = values
+    return padded
 
 
 def _first_difference(cached: CacheJson, dataset: PackedDataset) -> str:

@@ -88,9 +88,9 @@ def _check_shard(task: tuple[Path, CachedShard, dict[str, str]]) -> list[str]:
         return []
     bad = []
     with path.open("rb") as file:
-        for row in range(len(index)):
-            file.seek(int(index.offset[row]))
-            if xxhash.xxh3_64_intdigest(file.read(int(index.bytes[row]))) != int(index.digest[row]):
-                bad.append(f"sample {index.sample[row]} view {index.view[row]}")
+        for entry in index.entries:
+            file.seek(entry.offset)
+            if xxhash.xxh3_64_intdigest(file.read(entry.bytes)) != entry.digest:
+                bad.append(f"sample {entry.sample} view {entry.view}")
     where = ", ".join(bad) if bad else "the schema or the footer"
     return [f"{path} is damaged (its SHA-256 differs) in {where}; copy it again, or build the cache again"]

@@ -102,8 +102,8 @@ def flip(path: Path, place: int) -> None:
 def test_a_flipped_byte_is_found_when_its_row_is_read(copy: Path, student_of: StudentOf, whole: Path) -> None:
     from pipeline.data.local_store import LocalStore
 
-    index = read_cache_index(LocalStore(copy), "shard-000001.arrow")
-    flip(copy / "shard-000001.arrow", int(index.offset[2] + index.bytes[2] // 2))
+    entry = read_cache_index(LocalStore(copy), "shard-000001.arrow").entries[2]
+    flip(copy / "shard-000001.arrow", entry.offset + entry.bytes // 2)
     config = student_of(copy)
     with pytest.raises(CacheError, match=r"shard-000001\.arrow: the row of sample 6 is damaged"):
         read_all(config)
