@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -13,12 +15,15 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.stages import Update
 
@@ -44,12 +49,19 @@ def _rich_progress() -> Progress:
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]}"),
+        _RateColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=err,
     )
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """How many a second, once it is known."""
+        return Text("" if task.speed is None else f"{task.speed:.1f}/s")
 
 
 def _bar_updater(progress: Progress, task: TaskID) -> Update:
@@ -60,15 +72,28 @@ def _bar_updater(progress: Progress, task: TaskID) -> Update:
 
 
 def _plain_updater(title: str, unit: str) -> Update:
-    reached = [-1]
+    reached, begin = [-1], list[tuple[float, int]]()
 
     def update(done: int, total: int, note: str) -> None:
+        if not begin:
+            begin.append((time.monotonic(), done))
         share = int(done / max(1, total) / PLAIN_EVERY)
         if share > reached[0]:
             reached[0] = share
-            err.print(f"{title}: {done}/{total} {unit} {note}".rstrip(), highlight=False, soft_wrap=True)
+            parts = f"{title}: {done}/{total}", unit, _pace(*begin[0], done, total), note
+            err.print(" ".join(part for part in parts if part), highlight=False, soft_wrap=True)
 
     return update
+
+
+def _pace(since: float, before: int, done: int, total: int) -> str:
+    """Rate and time left, from what was done ``since`` then."""
+    seconds = time.monotonic() - since
+    if done <= before or seconds < 1:
+        return ""
+    rate = (done - before) / seconds
+    left = timedelta(seconds=round((total - done) / rate))
+    return f"({rate:.1f}/s, {left} left)" if done < total else f"({rate:.1f}/s)"
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from graphkd.errors import OutputError
 from graphkd.nodes import live_signals
 from graphkd.pages import PageBatch
 from graphkd.signals import TeacherSignals
@@ -144,6 +145,10 @@ def _alone_at(folder: Path, name: str) -> Iterator[bool]:
     except Timeout:
         yield False
         return
+    except NotImplementedError as error:
+        raise OutputError(
+            f"{folder} is on a file system without locks, so builders cannot share it; give another teacher.cache"
+        ) from error
     try:
         for path in [*leftovers(folder, name), *leftovers(folder, cache_index_name(name))]:
             path.unlink(missing_ok=True)

@@ -97,3 +97,14 @@ def test_wrong_usage_exits_with_two() -> None:
 def test_version_and_help() -> None:
     assert graphkd("--version").stdout.startswith("graphkd ")
     assert "quickstart" in graphkd("--help").stdout
+
+
+def test_progress_without_a_terminal_tells_rate_and_time_left() -> None:
+    import time
+
+    from pipeline.cli.console import _pace
+
+    since = time.monotonic() - 10
+    assert _pace(since, 20, 70, 170) == "(5.0/s, 0:00:20 left)"  # what was there before does not count
+    assert _pace(since, 20, 170, 170) == "(15.0/s)"
+    assert _pace(since, 20, 20, 170) == _pace(time.monotonic(), 0, 5, 10) == ""

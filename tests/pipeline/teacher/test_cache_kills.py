@@ -233,6 +233,16 @@ def test_a_full_disk_ends_a_build_cleanly(student_of: StudentOf, unkilled: dict[
         assert files(disk / "cache") == unkilled
 
 
+def test_a_file_system_without_locks_is_refused(student_of: StudentOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def acquire(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    config = student_of("lockless")
+    monkeypatch.setattr("pipeline.teacher.cache_shards.FileLock.acquire", acquire)
+    with pytest.raises(OutputError, match="file system without locks"):
+        build_here(config)
+
+
 RAY_BUILD = """
 import sys
 from pathlib import Path
