@@ -27,5 +27,13 @@ class OutputError(UserError):
     """An output folder cannot be used: it holds something else, or cannot be written."""
 
 
+class StoppedError(UserError):
+    """Training left early because a signal asked for it; ``signal`` is its number."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 class TrainingError(UserError):
     """Training cannot go on, such as after a loss that is not finite."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def replaced(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise _output_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # not even there, or on a disk that has gone
+            temporary.unlink()
 
 
 def _output_error(path: Path, error: OSError) -> Exception:
@@ -55,6 +57,51 @@ def write_atomic(path: Path, content: bytes | str) -> Path:
 def write_json(path: Path, content: Any) -> Path:
     """Write ``content`` as indented JSON, atomically."""
     return write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock file ``path``, or yield False where another process does and ``wait`` is False.
+
+    A lock dies with its process, so a killed one blocks nobody. The holder may remove the file. Raises OutputError on
+    a file system without locks, where a library would fall back to files that outlive their process.
+    """
+    descriptor = _lock(path, wait)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(path: Path, wait: bool) -> int | None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise _output_error(path, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError as error:
+        os.close(descriptor)
+        raise OutputError(
+            f"{path.parent} is on a file system without locks ({error.strerror}), so processes cannot share it; give a "
+            "folder on another"
+        ) from error
+    if _is_at(descriptor, path):
+        return descriptor
+    os.close(descriptor)  # its holder removed it while this process waited
+    return _lock(path, wait)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def leftovers(folder: Path, name: str = "*") -> list[Path]:

@@ -157,7 +157,8 @@ def info(location: Annotated[str, typer.Argument(help="Cache folder or URL.")], 
         f"{description.rows} pages in {len(description.shards)} shards, {_size(description.bytes)}, "
         f"{_size(description.bytes / max(1, description.rows))} a page"
     )
-    form = f"{description.store}, {description.precision}, compression {description.compression}"
+    packed = ", ".join(sorted({shard.compression for shard in description.shards}))
+    form = f"{description.store}, {description.precision}, compression {packed}"
     shape = f"{channels} x {side[0]} x {side[1]}"
     mean = nodes / max(1, description.rows)
     out.print(f"{form}; views {description.views}; {mean:.1f} of {description.nodes} nodes a page, {shape} each")

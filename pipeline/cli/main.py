@@ -44,7 +44,9 @@ for _name in COMMANDS:
 
 
 def main() -> None:
-    """Run the command line: exit code 0 only for success, 1 for an error, 2 for wrong usage, 130 when interrupted."""
+    """Run the command line: exit code 0 only for success, 1 for an error, 2 for wrong usage, 128 and the signal's
+    number when a signal ended it.
+    """
     debug = "--debug" in sys.argv
     try:
         app()
@@ -55,7 +57,13 @@ def main() -> None:
         if debug or not _is_users(error):
             raise
         typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        sys.exit(_exit_code(error))
+
+
+def _exit_code(error: Exception) -> int:
+    from graphkd.errors import StoppedError
+
+    return 128 + error.signal if isinstance(error, StoppedError) else 1  # as shells and schedulers read it
 
 
 def _is_users(error: Exception) -> bool:

@@ -138,6 +138,8 @@ class RunSettings(Frozen):
     checkpoint_every: int = Field(default=1000, ge=1)
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints kept."""
+    keep_every: int = Field(default=0, ge=0)
+    """Those of every so many steps are kept as well; 0 keeps none of them."""
     log_every: int = Field(default=20, ge=1)
     ledger: bool = False
     """Whether the run folder's ledger lists the pages of every step."""

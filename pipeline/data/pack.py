@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from graphkd.errors import DataError, OutputError
 from pipeline.data.coco import Category, Page, load_coco, pages
 from pipeline.data.format import (
@@ -22,7 +20,7 @@ from pipeline.data.format import (
     read_dataset_json,
 )
 from pipeline.data.write_shard import ShardTask, pack_shard
-from pipeline.files import claim_folder, fingerprint, sha256_file, sync_folder, write_json
+from pipeline.files import claim_folder, fingerprint, locked, sha256_file, sync_folder, write_json
 from pipeline.parallel import each
 
 BUILDING, PLAN, LOCK = ".building", "plan.json", ".packing.lock"
@@ -95,14 +93,13 @@ def pack(
 
 @contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
-    try:
-        with FileLock(out / LOCK, timeout=0):
-            try:
-                yield
-            finally:
-                (out / LOCK).unlink(missing_ok=True)
-    except Timeout as error:
-        raise OutputError(f"{out} is being packed by another process; wait for it, or give another --out") from error
+    with locked(out / LOCK, wait=False) as alone:
+        if not alone:
+            raise OutputError(f"{out} is being packed by another process; wait for it, or give another --out")
+        try:
+            yield
+        finally:
+            (out / LOCK).unlink(missing_ok=True)
 
 
 def _already_packed(out: Path, source: str) -> DatasetJson:

@@ -15,13 +15,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from graphkd.errors import DataError, UserError
 from pipeline.data.local_store import LocalStore
 from pipeline.data.remote_store import RemoteStore
 from pipeline.data.storage import FileFacts, Range
-from pipeline.files import fingerprint, leftovers, replaced
+from pipeline.files import fingerprint, leftovers, locked, replaced
 
 log = logging.getLogger(__name__)
 
@@ -35,21 +33,23 @@ class CachedStore:
         self.remote = remote
         self.location = remote.location
         self.root = folder
-        self.folder = folder / fingerprint(remote.location)[:16]  # datasets of one name do not mix
         self.limit = limit
-        self._local = LocalStore(self.folder)
         self._expected: dict[str, FileFacts] = {}
         self._copies: dict[str, Future[None]] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._guard = threading.Lock()
+        self.expect({})
 
     def read(self, name: str) -> bytes:
         """A whole file, never from the cache: descriptions and indexes are small and must be current."""
         return self.remote.read(name)
 
     def expect(self, files: Mapping[str, FileFacts]) -> None:
-        """Keep copies of these."""
+        """Keep copies of these, apart from those of whatever lay at the same location before."""
         self._expected = dict(files)
+        content = [self.location, sorted((name, facts.sha256) for name, facts in files.items())]
+        self.folder = self.root / fingerprint(content)[:16]
+        self._local = LocalStore(self.folder)
 
     def ranges(self, wanted: Sequence[Range]) -> list[bytes]:
         """Parts of files: from copies where they are there, the rest from afar while copies are made."""
@@ -90,13 +90,13 @@ class CachedStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # A lock dies with its process, so a crash leaves nothing that blocks the next one.
-            with FileLock(self.folder / f".{name}.lock", timeout=0):
+            with locked(self.folder / f".{name}.lock", wait=False) as alone:
+                if not alone:
+                    return
                 for path in leftovers(self.folder, name):
                     path.unlink(missing_ok=True)
                 if not (self.folder / name).exists():
                     self._download(name)
-        except Timeout:
-            pass
         except (UserError, OSError) as error:
             log.warning("no local copy of %s/%s: %s", self.location, name, error)
         finally:
@@ -121,7 +121,7 @@ class CachedStore:
 
     def _make_room(self, size: int, temporary: Path) -> None:
         """Remove copies until ``size`` bytes fit, and claim them by a file of that length, which others count."""
-        with FileLock(self.root / ".room.lock"):
+        with locked(self.root / ".room.lock"):
             copies = sorted(_files(self.root, "[!.]*"), key=lambda entry: entry[1])
             used = sum(entry[2] for entry in [*copies, *_files(self.root, ".*.tmp")])
             for path, _, freed in copies:

@@ -10,18 +10,17 @@ import json
 import logging
 import pickle
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from graphkd.errors import CheckpointError
-from pipeline.files import replaced, sha256_file, sync_folder, write_json
+from pipeline.files import sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -36,38 +35,13 @@ class Checkpoint:
     folder: Path
     step: int
     state: dict[str, Any]
-    """What :func:`save_checkpoint` was given as ``state``."""
+    """What it was saved with besides tensors."""
     model_sha256: str
-
-
-def save_checkpoint(
-    root: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
-) -> Path:
-    """Write ``root/step-XXXXXXXX`` whole, then drop all but the newest ``keep``; raises OutputError on a full disk."""
-    final = root / f"step-{step:08d}"
-    building = root / f".step-{step:08d}.building"
-    shutil.rmtree(building, ignore_errors=True)
-    try:
-        tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-        with replaced(building / MODEL) as path:
-            save_file(tensors, path)
-        with replaced(building / OPTIMIZER) as path:
-            torch.save(optimizer.state_dict(), path)
-        write_json(building / STATE, {"version": STATE_VERSION, "step": step, **state})
-        hashes = {name: sha256_file(building / name) for name in (MODEL, OPTIMIZER, STATE)}
-        write_json(building / MANIFEST, {"files": hashes})
-        shutil.rmtree(final, ignore_errors=True)
-        building.rename(final)
-        sync_folder(root)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    _prune(root, keep)
-    return final
 
 
 def newest_checkpoint(root: Path) -> Checkpoint | None:
     """The newest complete checkpoint below ``root``, or None; says in the log which it passed over and why."""
-    for folder in sorted(_step_folders(root), reverse=True):
+    for folder in sorted(step_folders(root), reverse=True):
         try:
             return open_checkpoint(folder)
         except CheckpointError as error:  # noqa: PERF203 - any of them may be damaged
@@ -135,12 +109,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) 
         raise CheckpointError(f"{path} does not fit the optimiser ({str(error).splitlines()[0][:120]})") from error
 
 
-def _step_folders(root: Path) -> list[Path]:
+def step_folders(root: Path) -> list[Path]:
+    """Folders of checkpoints below ``root``, whole or not."""
     if not root.is_dir():
         return []
     return [path for path in root.iterdir() if re.fullmatch(r"step-\d{8}", path.name)]
-
-
-def _prune(root: Path, keep: int) -> None:
-    for folder in sorted(_step_folders(root))[:-keep]:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -9,7 +9,7 @@ import yaml
 
 from graphkd.errors import OutputError
 from pipeline.config import RunConfig, load_config
-from pipeline.files import claim_folder, write_atomic
+from pipeline.files import claim_folder, leftovers, write_atomic
 from pipeline.runs.trained import CONFIG_FILE
 
 # What may change between two starts of one run: where and how it runs, not what it computes.
@@ -24,6 +24,7 @@ FREE = (
     "run.folder",
     "run.checkpoint_every",
     "run.keep",
+    "run.keep_every",
     "run.log_every",
     "run.ledger",
     "run.eval_batch",
@@ -37,6 +38,8 @@ def open_run_folder(config: RunConfig) -> None:
     """
     path = config.folder / CONFIG_FILE
     claim_folder(config.folder, CONFIG_FILE, "run")
+    for left in leftovers(config.folder):
+        left.unlink(missing_ok=True)
     content = config.model_dump(mode="json")
     if path.exists():
         changes = list(_changes(load_config(path).model_dump(mode="json"), content))

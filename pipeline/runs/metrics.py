@@ -32,6 +32,27 @@ class Metrics:
         self._waited = 0.0
         self._pages = 0
         self._sums: dict[str, Tensor] = {}
+        self.last_step = start_step
+        """The newest step that was taken in."""
+
+    def state(self) -> dict[str, Any]:
+        """What has come since the last line, over all ranks, for a checkpoint; a collective."""
+        return {"sums": dict(zip(sorted(self._sums), self._summed(), strict=True)), "pages": self._pages}
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go on from :meth:`state`: the next line is that of a run that was never stopped."""
+        if state is None:
+            return
+        self._pages = int(state["pages"])
+        own = state["sums"] if self.world.leads else dict.fromkeys(state["sums"], 0.0)
+        device = self.world.device
+        self._sums = {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in own.items()}
+
+    def _summed(self) -> list[float]:
+        if not self._sums:
+            return []
+        summed: list[float] = self.world.sum(torch.stack([self._sums[name] for name in sorted(self._sums)])).tolist()
+        return summed
 
     def waited(self, seconds: float) -> None:
         """Count time spent waiting for data."""
@@ -46,11 +67,10 @@ class Metrics:
 
     def log(self, step: int, rate: float, last: bool = False) -> dict[str, Any] | None:
         """Write a line when ``step`` is due; a collective, since terms are averaged over ranks."""
+        self.last_step = step
         if not self._sums or (step % self.every and not last):
             return None
-        names = sorted(self._sums)
-        sums = self.world.sum(torch.stack([self._sums[name] for name in names]))
-        terms = dict(zip(names, (sums / self._pages).tolist(), strict=True))
+        terms = {name: value / self._pages for name, value in zip(sorted(self._sums), self._summed(), strict=True)}
         now = time.perf_counter()
         line = {
             "step": step,

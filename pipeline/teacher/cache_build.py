@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from filelock import FileLock
 
 from graphkd.errors import CacheError, ConfigError, OutputError
 from pipeline.config import RunConfig
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.local_store import LocalStore
-from pipeline.files import leftovers, write_json
+from pipeline.files import leftovers, locked, sha256_file, write_json
 from pipeline.teacher.cache_format import (
     CACHE_FILE,
     CACHE_VERSION,
@@ -35,10 +34,12 @@ from pipeline.teacher.cache_index import read_cache_index
 from pipeline.teacher.cache_rows import require_file
 from pipeline.teacher.cache_shards import CacheBuilder, Progress, is_built
 from pipeline.teacher.identity import TeacherRun, cache_identity, open_teacher, require_same
-from pipeline.teacher.statistics import STATISTICS_FILE
+from pipeline.teacher.statistics import STATISTICS_FILE, ensure_statistics
 
 IDENTITY_FILE = "identity.json"
 REMEDY = "delete that folder, or give another teacher.cache"
+CLAIM_LOCK, FINISH_LOCK = ".claim.lock", ".finish.lock"
+CPU = torch.device("cpu")
 POLL_S = 0.5  # between looks at what other builds are at
 
 
@@ -99,17 +100,36 @@ def build_cache(
     require_teacher(student)
     dataset, teacher = PackedDataset(student.data.train, student.data.storage), open_teacher(student)
     identity, folder = cache_identity(student, teacher, dataset), student.cache_folder
-    _claim(folder, identity)
-    if not (folder / CACHE_FILE).exists():
-        with builders as ready:
-            ready.statistics(_named(progress, "statistics"))
-            _build_all(ready, folder, dataset, teacher.settings.views, _named(progress, "features"))
-    with FileLock(folder / ".finish.lock"):
-        if not (folder / CACHE_FILE).exists():
+    if is_finished(folder):
+        _claim(folder, identity)
+        _require_whole(folder, identity)
+        _tidy(folder)
+        if (folder / STATISTICS_FILE).exists():
+            ensure_statistics(student, teacher, dataset, CPU)  # reads and compares
+            return read_cache_json(LocalStore(folder))
+    with locked(folder / CLAIM_LOCK):
+        _claim(folder, identity)
+    with builders as ready:
+        ready.statistics(_named(progress, "statistics"))
+        _build_all(ready, folder, dataset, teacher.settings.views, _named(progress, "features"))
+    with locked(folder / FINISH_LOCK):
+        if not is_finished(folder):
             write_json(folder / CACHE_FILE, _describe(folder, dataset, teacher, identity).model_dump())
-        for path in [*leftovers(folder), *folder.glob(".*.lock")]:
-            path.unlink(missing_ok=True)
-    return _finished(folder, identity)
+    _tidy(folder)
+    return _require_whole(folder, identity)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove locks and what killed builders left, once nobody has a use for them."""
+    if [*leftovers(folder), *folder.glob(".*.lock")]:
+        with locked(folder / FINISH_LOCK):
+            for path in [*leftovers(folder), *folder.glob(".*.lock")]:
+                path.unlink(missing_ok=True)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether ``cache.json``, which comes last, is there."""
+    return (folder / CACHE_FILE).exists()
 
 
 def require_teacher(student: RunConfig) -> None:
@@ -119,6 +139,15 @@ def require_teacher(student: RunConfig) -> None:
 
 
 def _claim(folder: Path, identity: dict[str, str]) -> None:
+    if not require_ours(folder, identity):
+        write_json(folder / IDENTITY_FILE, identity)
+
+
+def require_ours(folder: Path, identity: dict[str, str]) -> bool:
+    """Whether ``folder`` holds this cache, finished or not.
+
+    Raises CacheError where it holds another, naming what differs, OutputError where it holds something else.
+    """
     path = folder / IDENTITY_FILE
     if path.exists():
         try:
@@ -126,20 +155,22 @@ def _claim(folder: Path, identity: dict[str, str]) -> None:
         except ValueError as error:
             raise CacheError(f"{path} is damaged ({error}); {REMEDY}") from error
         require_same(found, identity, folder, REMEDY)
-        return
+        return True
     others = [name.name for name in folder.iterdir() if name.name != STATISTICS_FILE] if folder.is_dir() else []
     others = [name for name in others if not name.startswith(".")]
     if others:
         raise OutputError(f"{folder} already holds something that is no cache (such as {others[0]!r}); {REMEDY}")
-    write_json(path, identity)
+    return False
 
 
-def _finished(folder: Path, identity: dict[str, str]) -> CacheJson:
+def _require_whole(folder: Path, identity: dict[str, str]) -> CacheJson:
     store = LocalStore(folder)
     description = read_cache_json(store)
     require_same(description.identity, identity, folder, REMEDY)
     for shard in description.shards:
         require_file(store, shard)
+        if not is_built(folder, shard.name):
+            raise CacheError(f"{folder / cache_index_name(shard.name)} is missing from the cache; {REMEDY}")
     return description
 
 
@@ -160,22 +191,23 @@ def _build_all(builders: Builders, folder: Path, dataset: PackedDataset, views: 
 
 def _describe(folder: Path, dataset: PackedDataset, teacher: TeacherRun, identity: dict[str, str]) -> CacheJson:
     settings, detector = teacher.settings, teacher.config.detector
+    names = [cache_shard_name(shard.name) for shard in dataset.description.shards]
     side = (1, 2) if settings.store == "descriptors" else (detector.pooled_side, detector.pooled_side)
     return CacheJson(
         version=CACHE_VERSION,
         identity=identity,
         precision=settings.cache_dtype,
         store=settings.store,
-        compression=settings.compression,
         views=settings.views,
         nodes=settings.nodes.count,
         classifies=detector.classifies_regions,
         feature_shape=(detector.fpn_channels, *side),
         num_classes=dataset.num_classes,
         shards=[
-            _whole_shard(folder, cache_shard_name(shard.name), shard.samples * settings.views, shard.sha256, identity)
-            for shard in dataset.description.shards
+            _whole_shard(folder, name, shard.samples * settings.views, shard.sha256, identity)
+            for name, shard in zip(names, dataset.description.shards, strict=True)
         ],
+        indexes={name: sha256_file(folder / cache_index_name(name)) for name in names},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from graphkd.detectors import Detector
+from graphkd.methods import MethodConfig
 from graphkd.nodes import NodePolicy, choose_nodes, teacher_pass
 from graphkd.pages import PageBatch
 from graphkd.signals import TeacherSignals
@@ -60,13 +62,16 @@ def compare_with_live(
     refs = evenly_spread(len(dataset), views, pages)
     teacher = open_teacher(student).detector(dataset.num_classes, device)
     items = PageItems(dataset, student.data.view, student.run.seed, views if views > 1 else -1)
-    step = build_step(student, dataset, device).train()
     assert student.teacher is not None
+    policy = student.teacher.nodes
+    if student.method.name == "none":  # whose losses do not listen to a teacher
+        student = student.model_copy(update={"method": MethodConfig(name="graphkd")})
+    step = build_step(student, dataset, device).train()
     sums = _Sums()
     for first in range(0, len(refs), PAGES_AT_ONCE):
         batch = collate(items.__getitems__(refs[first : first + PAGES_AT_ONCE])).to(device)
         stored = cached.signals(batch)
-        live, alike = live_at(teacher, batch, stored, student.teacher.nodes)
+        live, alike = live_at(teacher, batch, stored, policy)
         with torch.no_grad():
             sums.add(stored, live, alike, step(batch, stored), step(batch, live))
         progress(min(len(refs), first + PAGES_AT_ONCE), len(refs))
@@ -134,12 +139,14 @@ class _Sums:
 
     def agreement(self, pages: int) -> Agreement:
         differences = [abs(ours - theirs) / max(abs(theirs), 1e-6) for ours, theirs in self.losses.values()]
+        # max() would pass over a NaN; without a term nothing was compared.
+        comparable = bool(differences) and all(map(math.isfinite, differences))
         return Agreement(
             pages=pages,
             max_error=self.largest,
             mean_error=self.error / max(1, self.values),
             scale=self.size / max(1, self.values),
             cosine=self.cosine,
-            loss_difference=max(differences, default=0.0),
+            loss_difference=max(differences) if comparable else math.inf,
             same_nodes=self.alike / max(1, self.nodes),
         )

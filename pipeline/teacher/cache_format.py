@@ -86,6 +86,7 @@ class CachedShard(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+\.arrow$")
     tar_sha256: str
     """Of the dataset's shard that it was made from."""
+    compression: Compression
     rows: int
     nodes: int
     """Of all rows."""
@@ -103,7 +104,6 @@ class CacheJson(BaseModel):
     """What the cache was made from, by name."""
     precision: Precision
     store: NodeStore
-    compression: Compression
     views: int
     nodes: int
     """N, the most nodes a page may have."""
@@ -113,6 +113,8 @@ class CacheJson(BaseModel):
     """Of one node's ``pooled``."""
     num_classes: int
     shards: list[CachedShard]
+    indexes: dict[str, str]
+    """SHA-256 of each file's index, by the file's name."""
 
     @property
     def rows(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,11 +59,16 @@ def write_cache_index(
         writer.write_table(pa.table(columns, schema=schema))
 
 
-def read_cache_index(store: Store, name: str) -> CacheIndex:
-    """Read the index of the cache file ``name``; raises CacheError where it is missing or damaged."""
+def read_cache_index(store: Store, name: str, expected: str | None = None) -> CacheIndex:
+    """Read the index of the cache file ``name``, whose SHA-256 is to be ``expected``.
+
+    Raises CacheError where it is damaged, DataError where it is missing.
+    """
     index_name = cache_index_name(name)
-    path = f"{store.location}/{index_name}"
-    return parse_cache_index(store.read(index_name), path)
+    path, content = f"{store.location}/{index_name}", store.read(index_name)
+    if expected is not None and sha256(content).hexdigest() != expected:
+        raise CacheError(f"{path} is damaged (its SHA-256 differs); copy it again, or build the cache again")
+    return parse_cache_index(content, path)
 
 
 def parse_cache_index(content: bytes, path: str) -> CacheIndex:

@@ -15,6 +15,7 @@ import torch
 
 from graphkd.errors import OutputError
 from pipeline.config import RunConfig
+from pipeline.teacher.cache_build import require_ours
 from pipeline.teacher.cache_compare import evenly_spread
 from pipeline.teacher.cache_format import NodeStore, cache_index_name, cache_schema, cache_shard_name
 from pipeline.teacher.cache_shards import CacheBuilder
@@ -130,6 +131,7 @@ def plan_cache(
     """
     builder = CacheBuilder(student, device)
     folder, settings = student.cache_folder, builder.teacher.settings
+    require_ours(folder, builder.identity)
     nodes, pages_s = _measure_teacher(builder, pages)
     rows = len(builder.dataset) * settings.views
     missing = rows - _rows_there(builder)

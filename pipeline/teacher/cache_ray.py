@@ -33,15 +33,24 @@ class Share:
     """Of each builder."""
 
 
-def shares(student: RunConfig, resources: dict[str, float], shards: int, workers: int) -> Share:
-    """Divide a cluster of ``resources``; ``workers`` is the most builders wanted, 0 for as many as fit."""
-    cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
-    most = min(shards, workers or shards)
-    if gpus and student.engine.device != "cpu":
-        builders = min(gpus, most)
-        return Share(builders, student.engine.threads or max(1, cpus // gpus), 1)
-    builders = max(1, min(cpus // min(cpus, student.engine.threads or CPU_THREADS), most))
-    return Share(builders, student.engine.threads or max(1, cpus // builders), 0)
+def shares(student: RunConfig, nodes: list[dict[str, float]], shards: int, workers: int) -> Share:
+    """Divide a cluster whose nodes have these resources; ``workers`` is the most builders wanted, 0 for all that fit.
+
+    Raises ConfigError where no node has ``engine.threads`` CPUs.
+    """
+    cpus = [max(1, int(node.get("CPU", 1))) for node in nodes]
+    gpus = [int(node.get("GPU", 0)) for node in nodes]
+    most, wanted = min(shards, workers or shards), student.engine.threads
+    if wanted > max(cpus):
+        raise ConfigError(f"engine.threads {wanted} is more than the {max(cpus)} CPUs of the largest node; give fewer")
+    if sum(gpus) and student.engine.device != "cpu":
+        per_gpu = min(count // own for count, own in zip(cpus, gpus, strict=True) if own)
+        return Share(min(sum(gpus), most), wanted or max(1, per_gpu), 1)
+    threads = wanted or min(CPU_THREADS, *cpus)
+    builders = max(1, min(sum(count // threads for count in cpus), most))
+    if not wanted and builders <= len(cpus):  # few builders: each gets what its node has
+        threads = min(cpus)
+    return Share(builders, threads, 0)
 
 
 class RayBuilders:
@@ -77,7 +86,8 @@ def ray_builders(student: RunConfig, workers: int = 0) -> Iterator[Builders]:
         raise ConfigError("Ray is not installed; pip install 'graphkd[ray]', or give --engine local") from error
     shards = len(PackedDataset(student.data.train, student.data.storage).shard_sizes)
     with ray_session(workers or 1):
-        share = shares(student, ray.cluster_resources(), shards, workers)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        share = shares(student, nodes, shards, workers)
         actor = ray.remote(_Builder).options(
             num_cpus=share.threads if not share.gpus else 1,
             num_gpus=share.gpus,

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from graphkd.errors import CacheError
 from pipeline.data.local_store import LocalStore
 from pipeline.data.storage import Range, Store
-from pipeline.teacher.cache_format import CachedShard, CacheJson, cache_schema
+from pipeline.teacher.cache_format import CachedShard, CacheJson, Compression, cache_schema
 from pipeline.teacher.cache_index import CacheEntry, CacheIndex, read_cache_index
 
-OPEN_FILES = 64  # per process
+OPEN_FILES = 256  # per process; a rank reads 64 or so shards side by side
 REMEDY = "copy it again, or build the cache again"
 
 
@@ -42,13 +42,14 @@ class Row:
 class CacheRows:
     """The rows of a finished cache by place: shard of the dataset and row of its file.
 
-    Each row's bytes are checked against their digest when this process first reads them. Raises CacheError naming the
-    file where one is missing, cut short, damaged, or of another cache.
+    Each row's bytes are checked against their digest when this process first reads them, from afar every time. Raises
+    CacheError naming the file where one is missing, cut short, damaged, or of another cache.
     """
 
     def __init__(self, store: Store, description: CacheJson) -> None:
         self.store = store
         self.description = description
+        self._local = isinstance(store, LocalStore)
         self._schema = cache_schema(description.precision)
         types = enumerate(zip(self._schema.names, self._schema.types, strict=True))
         self._lists = [(place, name) for place, (name, kind) in types if pa.types.is_list(kind)]
@@ -68,7 +69,7 @@ class CacheRows:
     def index(self, shard: int) -> CacheIndex:
         """The index of a cache file."""
         entry = self.description.shards[shard]
-        index = read_cache_index(self.store, entry.name)
+        index = read_cache_index(self.store, entry.name, self.description.indexes.get(entry.name))
         return index.require(entry, self.description.identity, self._path(entry))
 
     def _buffers(self, shards: list[int], entries: list[CacheEntry]) -> list[pa.Buffer]:
@@ -86,13 +87,15 @@ class CacheRows:
 
     def _row(self, place: tuple[int, int], entry: CacheEntry, buffer: pa.Buffer) -> Row:
         shard, row = place
-        if not self._checked[shard][row]:
+        # What comes from afar comes anew each time, and may have been replaced.
+        if not (self._local and self._checked[shard][row]):
             if xxhash.xxh3_64_intdigest(buffer) != entry.digest:
                 path = self._path(self.description.shards[shard])
                 raise CacheError(f"{path}: the row of sample {entry.sample} is damaged (its digest differs); {REMEDY}")
-            self._learn(entry.nodes, buffer)
+            self._learn(self.description.shards[shard].compression, entry.nodes, buffer)
             self._checked[shard][row] = True
-        layout = self._layouts.get(entry.nodes)
+        packed = self.description.shards[shard].compression != "none"
+        layout = None if packed else self._layouts.get(entry.nodes)
         if layout is None:
             return Row(entry.sample, entry.view, self._parsed(buffer))
         found = {name: np.frombuffer(buffer, kind, count, start) for name, kind, count, start in layout}
@@ -102,13 +105,13 @@ class CacheRows:
         columns = pa.ipc.read_record_batch(pa.ipc.read_message(buffer), self._schema).columns
         return {name: columns[place].values.to_numpy() for place, name in self._lists}  # never copies
 
-    def _learn(self, nodes: int, buffer: pa.Buffer) -> None:
+    def _learn(self, compression: Compression, nodes: int, buffer: pa.Buffer) -> None:
         """Note where the arrays of a row with so many nodes lie, for rows to come; None once two rows differ in that.
 
         Lengths follow from the number of nodes, and Arrow lays equal lengths out alike; parsing every row again would
         take a third of the time of copying its features.
         """
-        if self.description.compression != "none":
+        if compression != "none":
             return
         arrays = self._parsed(buffer).items()
         found = [(name, values.dtype, len(values), _start(values, buffer)) for name, values in arrays]

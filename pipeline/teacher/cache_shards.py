@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
-from graphkd.errors import OutputError
 from graphkd.nodes import live_signals
 from graphkd.pages import PageBatch
 from graphkd.signals import TeacherSignals
@@ -18,7 +16,7 @@ from pipeline.config import RunConfig
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.loader import PageItems, collate
 from pipeline.data.order import SampleRef
-from pipeline.files import leftovers
+from pipeline.files import leftovers, locked
 from pipeline.parallel import ahead
 from pipeline.teacher.cache_format import cache_index_name, cache_shard_name
 from pipeline.teacher.cache_write import CacheFileWriter, CacheRow, cache_file
@@ -137,21 +135,8 @@ def is_built(folder: Path, name: str) -> bool:
 @contextmanager
 def _alone_at(folder: Path, name: str) -> Iterator[bool]:
     """Whether this is the only builder at a file; what a killed one left is removed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    # A lock dies with its process, so a killed builder blocks nobody.
-    lock = FileLock(folder / f".{name}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        yield False
-        return
-    except NotImplementedError as error:
-        raise OutputError(
-            f"{folder} is on a file system without locks, so builders cannot share it; give another teacher.cache"
-        ) from error
-    try:
-        for path in [*leftovers(folder, name), *leftovers(folder, cache_index_name(name))]:
-            path.unlink(missing_ok=True)
-        yield True
-    finally:
-        lock.release()
+    with locked(folder / f".{name}.lock", wait=False) as alone:
+        if alone:
+            for path in [*leftovers(folder, name), *leftovers(folder, cache_index_name(name))]:
+                path.unlink(missing_ok=True)
+        yield alone

@@ -67,7 +67,7 @@ def verify_cache(
 
 def check_bytes(folder: Path, description: CacheJson, workers: int, progress: Callable[[int, int], None]) -> list[str]:
     """What is wrong with the files of a finished cache, one line each."""
-    tasks = [(folder, shard, description.identity) for shard in description.shards]
+    tasks = [(folder, shard, description) for shard in description.shards]
     problems: list[str] = []
     for done, found in enumerate(each(_check_shard, tasks, workers), start=1):
         problems += found
@@ -75,13 +75,14 @@ def check_bytes(folder: Path, description: CacheJson, workers: int, progress: Ca
     return sorted(problems)
 
 
-def _check_shard(task: tuple[Path, CachedShard, dict[str, str]]) -> list[str]:
-    folder, shard, identity = task
+def _check_shard(task: tuple[Path, CachedShard, CacheJson]) -> list[str]:
+    folder, shard, description = task
     path = folder / shard.name
     try:
         store = LocalStore(folder)
         require_file(store, shard)
-        index = read_cache_index(store, shard.name).require(shard, identity, str(path))
+        index = read_cache_index(store, shard.name, description.indexes.get(shard.name))
+        index.require(shard, description.identity, str(path))
     except (CacheError, DataError) as error:
         return [str(error)]
     if sha256_file(path) == shard.sha256:

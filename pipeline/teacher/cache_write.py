@@ -29,6 +29,7 @@ class CacheFileWriter:
 
     def __init__(self, path: Path, precision: Precision, compression: Compression) -> None:
         self._schema = cache_schema(precision)
+        self._compression = compression
         options = pa.ipc.IpcWriteOptions(compression=None if compression == "none" else compression)
         self._sink = _HashedFile(path, _header_bytes(self._schema, options))
         self._writer = pa.ipc.new_file(pa.PythonFile(self._sink, "w"), self._schema, options=options)
@@ -63,6 +64,7 @@ class CacheFileWriter:
         return CachedShard(
             name=name,
             tar_sha256=tar_sha256,
+            compression=self._compression,
             rows=len(self.columns["sample"]),
             nodes=sum(self.columns["nodes"]),
             bytes=self._sink.position,

@@ -63,13 +63,13 @@ def statistics_identity(student: RunConfig, teacher: TeacherRun, dataset: Packed
 
 def cache_identity(student: RunConfig, teacher: TeacherRun, dataset: PackedDataset) -> dict[str, str]:
     """What the cached signals depend on, by name; views are keyed by the run's seed where there are several."""
-    view = student.data.view
     several = teacher.settings.views > 1
-    views = [teacher.settings.views, view.model_dump(), student.run.seed] if several else [1]
     names = ("teacher weights", "detector config", "schema", "dataset", "preprocessing", "node policy")
     shared = statistics_identity(student, teacher, dataset)
     return {name: shared[name] for name in names} | {
-        "views": fingerprint(views),
+        "views": str(teacher.settings.views),
+        "augmentation": fingerprint(student.data.view.model_dump()) if several else "none",
+        "run.seed": str(student.run.seed) if several else "any",
         "store": teacher.settings.store,
         "dtype": teacher.settings.cache_dtype,
     }

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from graphkd.errors import CacheError, DataError
@@ -21,9 +22,10 @@ from pipeline.config import RunConfig
 from pipeline.data.batches import FiniteBatches
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.loader import PageItems, page_loader
+from pipeline.data.local_store import LocalStore
 from pipeline.data.storage import StorageConfig
 from pipeline.data.stores import open_store
-from pipeline.files import replaced
+from pipeline.files import write_atomic
 from pipeline.teacher.identity import TeacherRun, require_same, statistics_identity
 
 STATISTICS_FILE = "statistics.safetensors"
@@ -39,17 +41,12 @@ def ensure_statistics(
 ) -> None:
     """Compute the statistics where they are not there yet; raises CacheError where others are."""
     identity = statistics_identity(student, teacher, dataset)
-    if statistics_exist(student):
+    store = open_store(student.cache_location, student.data.storage)
+    if not isinstance(store, LocalStore) or (store.folder / STATISTICS_FILE).exists():
         read_statistics(student.cache_location, identity, student.data.storage)
         return
     statistics = compute_statistics(student, teacher, dataset, device, progress)
-    _write(student.cache_folder / STATISTICS_FILE, statistics, identity)
-
-
-def statistics_exist(student: RunConfig) -> bool:
-    """Whether the cache folder has statistics; those of a remote one must be there."""
-    location = student.cache_location
-    return "://" in location or (Path(location) / STATISTICS_FILE).exists()
+    _write(store.folder / STATISTICS_FILE, statistics, identity)
 
 
 def compute_statistics(
@@ -105,6 +102,8 @@ def read_statistics(
             accuracy=header["accuracy"],
         )
         found = header["identity"]
+        if header["tensors"] != _digest(tensors):
+            raise ValueError("its tensors do not have the SHA-256 of its header")
     except (SafetensorError, KeyError, TypeError, ValueError, struct.error) as error:
         raise CacheError(f"{path} is damaged ({error}); delete it and build it again") from error
     if identity is not None:
@@ -118,12 +117,19 @@ def _header(content: bytes) -> dict[str, Any]:
 
 
 def _write(path: Path, statistics: TeacherStatistics, identity: dict[str, str]) -> None:
+    tensors = {name: getattr(statistics, name).contiguous() for name in TENSORS}
     header = {
         "identity": identity,
+        "tensors": _digest(tensors),
         "energy": statistics.energy,
         "thresholds": statistics.thresholds,
         "accuracy": statistics.accuracy,
     }
-    tensors = {name: getattr(statistics, name).contiguous() for name in TENSORS}
-    with replaced(path) as temporary:
-        save_file(tensors, temporary, metadata={"graphkd": json.dumps(header)})
+    write_atomic(path, save(tensors, metadata={"graphkd": json.dumps(header)}))
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = sha256()
+    for name in TENSORS:
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()

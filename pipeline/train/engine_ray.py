@@ -15,6 +15,7 @@ import torch
 from graphkd.errors import ConfigError
 from pipeline.config import RunConfig
 from pipeline.ray_session import own_error, ray_session
+from pipeline.train.stopping import stop_file, stopped
 
 
 def run_ray(config: RunConfig) -> None:
@@ -41,10 +42,13 @@ def run_ray(config: RunConfig) -> None:
                 failure_config=FailureConfig(max_failures=config.engine.max_failures),
             ),
         )
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise own_error(error, "training") from error
+        with stop_file(config.folder) as received:
+            try:
+                trainer.fit()
+            except ray.train.TrainingFailedError as error:
+                raise own_error(error, "training") from error
+        if received:
+            raise stopped(received[0])
 
 
 def _worker(given: dict[str, Any]) -> None:

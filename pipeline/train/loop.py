@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from graphkd.errors import TrainingError
 from graphkd.pages import PageBatch
 from pipeline.config.schema import ScheduleConfig
+from pipeline.data.order import sample_seed
 from pipeline.runs.metrics import Metrics
 from pipeline.runs.world import World
 from pipeline.teacher.source import SignalSource
@@ -35,8 +36,12 @@ class Training:
     metrics: Metrics
     world: World
     first_step: int
-    after_step: Callable[[int, dict[str, Any] | None], None]
-    """Called with (steps done, the metrics line if one was due)."""
+    after_step: Callable[[int, bool], None]
+    """Called with (steps done, whether this was the last step of this start)."""
+    leaving: Callable[[], bool]
+    """Asked after every step whether all ranks end here, before the schedule does."""
+    seed: int
+    """Of the run; keys what networks draw from torch's own generator, such as dropped paths."""
 
 
 def train(run: Training, batches: Iterable[tuple[PageBatch, Any]]) -> None:
@@ -47,6 +52,7 @@ def train(run: Training, batches: Iterable[tuple[PageBatch, Any]]) -> None:
     parameters = [parameter for parameter in run.step.parameters() if parameter.requires_grad]
     for done, (batch, read) in enumerate(_timed(batches, run.metrics), start=run.first_step):
         on_device = batch.to(run.world.device)
+        torch.manual_seed(sample_seed(run.seed, done, run.world.rank))  # a function of the step, so nothing to restore
         terms = run.step(on_device, run.source.signals(on_device, read))
         loss = global_mean(terms, run.schedule.batch, run.world)
         run.optimizer.zero_grad(set_to_none=True)
@@ -57,7 +63,12 @@ def train(run: Training, batches: Iterable[tuple[PageBatch, Any]]) -> None:
         set_learning_rate(run.optimizer, rate)
         run.optimizer.step()
         run.metrics.add(terms, run.schedule.batch)
-        run.after_step(done + 1, run.metrics.log(done + 1, rate, last=done + 1 == run.schedule.steps))
+        ends = done + 1 == run.schedule.steps
+        run.metrics.log(done + 1, rate, last=ends)
+        leaves = run.leaving() or ends
+        run.after_step(done + 1, leaves)
+        if leaves:
+            return
 
 
 def global_mean(terms: dict[str, Tensor], global_batch: int, world: World) -> Tensor:

@@ -11,6 +11,7 @@ from pipeline.data.dataset import PackedDataset
 from pipeline.evaluate.detector import evaluate
 from pipeline.files import write_json
 from pipeline.runs.checkpoint import Checkpoint, newest_checkpoint
+from pipeline.runs.checkpoint_save import prune
 from pipeline.runs.folder import open_run_folder
 from pipeline.runs.trained import CHECKPOINTS, dataset_classes, run_checkpoint, trained_detector
 from pipeline.runs.world import pick_device
@@ -75,6 +76,7 @@ def train_run(config: RunConfig, progress: Callable[[dict[str, Any]], None] | No
     if checkpoint is None or checkpoint.step < config.schedule.scaled().steps:
         with followed(config.folder, progress):
             run_ray(config) if config.engine.name == "ray" else run_local(config)
+    prune(config.folder / CHECKPOINTS, config.run.keep, config.run.keep_every)  # where a kill came before that
     return run_checkpoint(config.folder)
 
 

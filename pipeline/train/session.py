@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,8 +27,8 @@ from pipeline.runs.checkpoint import (
     newest_checkpoint,
     restore_module,
     restore_optimizer,
-    save_checkpoint,
 )
+from pipeline.runs.checkpoint_save import CheckpointWriter, snapshot
 from pipeline.runs.ledger import Ledger
 from pipeline.runs.metrics import Metrics
 from pipeline.runs.trained import CHECKPOINTS, dataset_classes, new_detector, start_from
@@ -40,22 +39,24 @@ from pipeline.teacher.source import LiveTeacher, NoTeacher, SignalSource
 from pipeline.teacher.statistics import read_statistics
 from pipeline.train.loop import Training, train
 from pipeline.train.optim import build_optimizer
+from pipeline.train.stopping import Stopping, listening
 
 log = logging.getLogger(__name__)
-Reporter = Callable[[int, dict[str, Any] | None], None]
 
 
-def run_worker(config: RunConfig, world: World, report: Reporter | None = None) -> None:
-    """Train ``config`` to its end as one of ``world``'s workers; ``report`` is called after every step."""
+def run_worker(config: RunConfig, world: World) -> int:
+    """Train ``config`` as one of ``world``'s workers; gives the number of the signal that ended it early, or 0."""
     dataset = PackedDataset(config.data.train, config.data.storage)
     schedule = config.schedule.scaled()
     require_pages_for_all(schedule.batch, world.size)
     _say_what_varies(config, world)
     module = build_step(config, dataset, world.device).train()
     optimizer = build_optimizer(module, schedule)
-    first = _restore(config, dataset, module, optimizer)
+    first, state = _restore(config, dataset, module, optimizer)
     metrics = Metrics(config.folder, world, config.run.log_every, first)
-    source = signal_source(config, dataset, world.device)
+    metrics.restore(state.get("metrics"))
+    writer = CheckpointWriter(config.folder / CHECKPOINTS, config.run.keep, config.run.keep_every)
+    source, stopping = signal_source(config, dataset, world.device), Stopping(config.folder, world)
     run = Training(
         step=_distributed(module, world),
         optimizer=optimizer,
@@ -64,10 +65,19 @@ def run_worker(config: RunConfig, world: World, report: Reporter | None = None) 
         metrics=metrics,
         world=world,
         first_step=first,
-        after_step=_after_step(config, dataset, world, module, optimizer, report),
+        after_step=_after_step(config, dataset, world, module, optimizer, metrics, writer),
+        leaving=stopping.agreed,
+        seed=config.run.seed,
     )
-    with closing(metrics), _batches(config, dataset, world, first, source) as batches:
+    with (
+        closing(metrics),
+        closing(writer),
+        closing(stopping),
+        listening(stopping.receive),
+        _batches(config, dataset, world, first, source) as batches,
+    ):
         train(run, batches)
+    return stopping.signal if metrics.last_step < schedule.steps else 0
 
 
 @contextmanager
@@ -144,15 +154,18 @@ def signal_source(config: RunConfig, dataset: PackedDataset, device: torch.devic
     return CachedTeacher(config.cache_location, dataset, identity, config.data.storage)
 
 
-def _restore(config: RunConfig, dataset: PackedDataset, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _restore(
+    config: RunConfig, dataset: PackedDataset, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, Any]]:
+    """Steps done and the state of the newest whole checkpoint, which module and optimiser get; (0, {}) without one."""
     checkpoint = newest_checkpoint(config.folder / CHECKPOINTS)
     if checkpoint is None:
-        return 0
+        return 0, {}
     state = read_state(checkpoint.state.get("data"), checkpoint.step, str(checkpoint.folder))
     state.require_same_order(_data_state(config, dataset, checkpoint.step), str(checkpoint.folder))
     restore_module(module, load_weights(checkpoint.folder / MODEL), checkpoint.folder)
     restore_optimizer(optimizer, checkpoint)
-    return checkpoint.step
+    return checkpoint.step, checkpoint.state
 
 
 def _data_state(config: RunConfig, dataset: PackedDataset, step: int) -> DataState:
@@ -166,17 +179,15 @@ def _after_step(
     world: World,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
-    report: Reporter | None,
-) -> Reporter:
-    last = config.schedule.scaled().steps
-    root: Path = config.folder / CHECKPOINTS
-
-    def after_step(done: int, line: dict[str, Any] | None) -> None:
-        if world.leads and (done == last or done % config.run.checkpoint_every == 0):
-            state = {"data": _data_state(config, dataset, done).model_dump()}
-            save_checkpoint(root, done, module, optimizer, state, config.run.keep)
-        if report is not None:
-            report(done, line)
+    metrics: Metrics,
+    writer: CheckpointWriter,
+) -> Callable[[int, bool], None]:
+    def after_step(done: int, leaves: bool) -> None:
+        if not leaves and done % config.run.checkpoint_every:
+            return
+        state = {"data": _data_state(config, dataset, done).model_dump(), "metrics": metrics.state()}
+        if world.leads:
+            writer.save(snapshot(done, module, optimizer, state))
 
     return after_step
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from multiprocessing import get_context
+from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,9 +24,11 @@ import yaml
 
 from graphkd.errors import OutputError
 from pipeline.config import RunConfig
+from pipeline.files import locked
 from pipeline.teacher.cache_build import build_cache, local_builders
 from pipeline.teacher.cache_verify import check_bytes
 from tests.common import build_here
+from tests.killing import clean_processes, die_at, end_all, processes_of, wait_for
 from tests.pipeline.teacher.conftest import StudentOf
 
 pytestmark = [pytest.mark.cache, pytest.mark.kill]
@@ -39,20 +42,7 @@ def build_and_die(config: RunConfig, function: str, call: int, after: bool) -> N
     """Build until the given call of ``os.replace``, or of the cache file's ``write``, then die on the spot."""
     from pipeline.teacher import cache_write
 
-    owner: Any = os if function == "replace" else cache_write._HashedFile
-    original, calls = getattr(owner, function), 0
-
-    def dying(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call and not after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = original(*arguments)
-        if calls == call:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    setattr(owner, function, dying)
+    die_at(os if function == "replace" else cache_write._HashedFile, function, call, after)
     torch.set_num_threads(1)
     build_cache(config, local_builders(config, CPU))
 
@@ -66,9 +56,7 @@ def _one_thread(_two_threads: None) -> None:
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
     """Where builds come from: a process that has imported all they need."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["tests.pipeline.teacher.test_cache_kills", "pipeline.data.loader"])
-    return context
+    return clean_processes("tests.pipeline.teacher.test_cache_kills")
 
 
 @pytest.fixture(scope="module")
@@ -163,13 +151,6 @@ def build_slowly(config: RunConfig) -> None:
     build_cache(config, local_builders(config, CPU))
 
 
-def wait_for(condition: Any, what: str) -> None:
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} never came"
-        time.sleep(0.02)
-
-
 def test_two_builds_of_one_cache_share_the_work(
     processes: ForkServerContext, student_of: StudentOf, unkilled: dict[str, bytes]
 ) -> None:
@@ -233,20 +214,43 @@ def test_a_full_disk_ends_a_build_cleanly(student_of: StudentOf, unkilled: dict[
         assert files(disk / "cache") == unkilled
 
 
-def test_a_file_system_without_locks_is_refused(student_of: StudentOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    def acquire(*_: Any, **__: Any) -> None:
-        raise NotImplementedError("FileSystem does not appear to support flock")
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused(
+    number: int, student_of: StudentOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
 
     config = student_of("lockless")
-    monkeypatch.setattr("pipeline.teacher.cache_shards.FileLock.acquire", acquire)
-    with pytest.raises(OutputError, match="file system without locks"):
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OutputError, match=r"file system without locks .*give a folder on another"):
         build_here(config)
+
+
+def test_a_lock_that_its_holder_removed_is_taken_anew(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    taken: list[bool] = []
+
+    def wait() -> None:
+        with locked(path) as own:
+            taken.append(own and path.exists())
+
+    with locked(path), locked(path, wait=False) as second:
+        assert not second
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        time.sleep(0.1)
+        assert not taken
+        path.unlink()
+    waiter.join(10)
+    assert taken == [True]
 
 
 RAY_BUILD = """
 import sys
 from pathlib import Path
 from pipeline.config import load_config
+from pipeline.files import locked
 from pipeline.teacher.cache_build import build_cache
 from pipeline.teacher.cache_ray import ray_builders
 config = load_config(Path(sys.argv[1]))
@@ -259,17 +263,6 @@ def start_ray_build(config: RunConfig, folder: Path) -> subprocess.Popen[bytes]:
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", RAY_BUILD, str(path)], env=environment, start_new_session=True)
-
-
-def processes_of(session: int) -> dict[int, str]:
-    """Command lines of the living processes of a session."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError, ValueError, IndexError):
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session and fields[0] != "Z":
-                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-    return found
 
 
 def builders_of(session: int) -> list[int]:
@@ -295,9 +288,7 @@ def test_a_ray_build_survives_its_builders_and_goes_on_after_its_driver(
         # Ray's own agents take a minute to miss their driver; what loads the GPUs must go with it.
         wait_for(lambda: not builders_of(build.pid), "the end of its builders")
     finally:
-        for pid in processes_of(build.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        end_all(build.pid)
     if victim == "builder":
         assert not check_bytes(config.cache_folder, build_here(config), 1, lambda done, total: None)
     check_killed(config, unkilled)

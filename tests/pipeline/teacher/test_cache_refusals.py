@@ -16,6 +16,7 @@ from graphkd.errors import CacheError, ConfigError, OutputError
 from pipeline.config import RunConfig, resolve
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.loader import PageItems, collate
+from pipeline.data.local_store import LocalStore
 from pipeline.data.order import SampleRef
 from pipeline.data.pack import pack
 from pipeline.teacher.cache_index import read_cache_index
@@ -100,8 +101,6 @@ def flip(path: Path, place: int) -> None:
 
 
 def test_a_flipped_byte_is_found_when_its_row_is_read(copy: Path, student_of: StudentOf, whole: Path) -> None:
-    from pipeline.data.local_store import LocalStore
-
     entry = read_cache_index(LocalStore(copy), "shard-000001.arrow").entries[2]
     flip(copy / "shard-000001.arrow", entry.offset + entry.bytes // 2)
     config = student_of(copy)
@@ -146,7 +145,7 @@ def versioned(version: int | None) -> Callable[[Path], None]:
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated file": (truncated, r"shard-000000\.arrow has \d+ bytes, but cache\.json says"),
     "truncated index": (truncated_index, r"shard-000000\.index\.arrow is damaged"),
-    "index of another shard": (foreign_index, r"shard-000000\.arrow does not belong to this cache"),
+    "index of another shard": (foreign_index, r"shard-000000\.index\.arrow is damaged"),
     "missing shard": (lambda folder: (folder / "shard-000002.arrow").unlink(), r"shard-000002\.arrow is missing"),
     "missing index": (lambda folder: (folder / "shard-000002.index.arrow").unlink(), r"shard-000002\.index\.arrow"),
     "unfinished": (lambda folder: (folder / "cache.json").unlink(), "no finished cache"),
@@ -154,7 +153,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "newer version": (versioned(99), "has version 99, of a newer release"),
     "old schema": (versioned(2), "has version 2, of an older release"),
     "before versions": (versioned(None), "has version 2, of an older release"),
-    "statistics gone": (
+    "flipped statistics": (
+        lambda folder: flip(folder / "statistics.safetensors", -9),
+        "tensors do not have the SHA-256",
+    ),
+    "overwritten statistics": (
         lambda folder: (folder / "statistics.safetensors").write_bytes(b"x" * 40),
         "statistics.*damaged",
     ),
@@ -173,7 +176,10 @@ def test_a_damaged_cache_is_refused_by_name(kind: str, copy: Path, student_of: S
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before  # nothing is mended
 
 
-@pytest.mark.parametrize("kind", ["truncated file", "missing shard", "newer version", "cut cache.json"])
+@pytest.mark.parametrize(
+    "kind",
+    ["truncated file", "missing shard", "missing index", "newer version", "cut cache.json", "flipped statistics"],
+)
 def test_a_damaged_cache_is_not_mended_by_building_it(kind: str, copy: Path, student_of: StudentOf) -> None:
     damage, message = DAMAGE[kind]
     damage(copy)
@@ -183,14 +189,50 @@ def test_a_damaged_cache_is_not_mended_by_building_it(kind: str, copy: Path, stu
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 
 
-def test_files_of_another_schema_are_not_read(copy: Path, student_of: StudentOf) -> None:
-    """An index says what rows are; one of another release is refused before any row is taken for something else."""
+def test_an_index_of_another_schema_is_not_read(copy: Path) -> None:
+    """One of another release is refused before any row is taken for something else."""
     path = copy / "shard-000000.index.arrow"
     table = pa.ipc.open_file(path.read_bytes()).read_all().append_column("more", pa.array([0] * 4))
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     with pytest.raises(CacheError, match="made by another release"):
+        read_cache_index(LocalStore(copy), "shard-000000.arrow")
+
+
+def test_a_changed_digest_in_an_index_is_found(copy: Path, student_of: StudentOf) -> None:
+    flip(copy / "shard-000001.index.arrow", (copy / "shard-000001.index.arrow").stat().st_size // 2)
+    (problem,) = verify_cache(student_of(copy), CPU).problems
+    assert "shard-000001.index.arrow is damaged (its SHA-256 differs)" in problem
+    with pytest.raises(CacheError, match=r"shard-000001\.index\.arrow is damaged"):
         read_all(student_of(copy))
+
+
+def test_lost_statistics_of_a_finished_cache_are_computed_again(copy: Path, student_of: StudentOf) -> None:
+    path = copy / "statistics.safetensors"
+    before = path.read_bytes()
+    path.unlink()
+    build_here(student_of(copy))
+    assert path.read_bytes() == before
+
+
+def test_statistics_of_another_setting_are_refused_by_building_too(copy: Path, student_of: StudentOf) -> None:
+    with pytest.raises(CacheError, match="shrinkage"):
+        build_here(student_of(copy, shrinkage=0.7))
+
+
+def test_files_of_one_cache_may_be_compressed_or_not(copy: Path, student_of: StudentOf, whole: Path) -> None:
+    """As when a build was stopped and went on with another setting."""
+    for name in ("cache.json", "shard-000001.arrow", "shard-000001.index.arrow"):
+        (copy / name).unlink()
+    description = build_here(student_of(copy, compression="zstd"))
+    assert [shard.compression for shard in description.shards] == ["none", "zstd", "none"]
+    read_all(student_of(copy))
+
+
+def test_a_file_url_is_a_folder_to_build_in(student_of: StudentOf, tmp_path: Path) -> None:
+    build_here(student_of(f"file://{tmp_path}/cache"))
+    assert (tmp_path / "cache" / "cache.json").exists()
+    read_all(student_of(f"file://{tmp_path}/cache"))
 
 
 def test_a_folder_that_holds_something_else_is_not_built_into(student_of: StudentOf, taught: Path) -> None:

@@ -1,0 +1,301 @@
+"""Training that is killed at every stage, signalled, or left with damaged checkpoints ends as if it was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from pipeline.config import RunConfig, resolve
+from pipeline.runs.checkpoint import MANIFEST, load_weights, newest_checkpoint
+from pipeline.runs.ledger import read_ledger
+from pipeline.runs.metrics import read_metrics
+from pipeline.train.run import train_run
+from tests.common import build_here, small_run
+from tests.killing import clean_processes, die_at, end_all, processes_of, wait_for
+
+pytestmark = pytest.mark.kill
+
+STEPS = 6
+Outcome = tuple[dict[str, torch.Tensor], Any, list[dict[str, Any]], dict[int, list[int]]]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(_two_threads: None) -> None:
+    """All runs on one thread, so that their arithmetic is the same."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    return clean_processes("tests.pipeline.train.test_kills")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kills")
+
+
+def configured(root: Path, packed: Path, name: str, kind: str, **engine: Any) -> RunConfig:
+    """A teacher, or a student with a live or cached one; a log line covers steps from before and after a checkpoint."""
+    changes: dict[str, Any] = {
+        "schedule": {"steps": STEPS},
+        "run": {"ledger": True, "log_every": 3},
+        "engine": {"threads": 1, **engine},
+        "data": {"val": None},
+    }
+    if kind != "teacher":
+        nodes = {"count": 8, "min_score": 0.0}
+        teacher = {"run": str(root / "teacher-unkilled"), "statistics_pages": 4, "nodes": nodes, "signals": kind}
+        changes |= {"method": {"name": "graphkd"}, "teacher": teacher}
+    return resolve(small_run(root, packed, name, **changes), name)
+
+
+def outcome(config: RunConfig) -> Outcome:
+    """Weights, optimiser, metrics without times, and ledger of a finished run."""
+    checkpoint = newest_checkpoint(config.folder / "checkpoints")
+    assert checkpoint is not None and checkpoint.step == config.schedule.steps
+    optimizer = torch.load(checkpoint.folder / "optimizer.pt", weights_only=True)
+    lines = [{name: line[name] for name in ("step", "loss", "terms", "lr")} for line in read_metrics(config.folder)]
+    return load_weights(checkpoint.folder / "model.safetensors"), optimizer, lines, read_ledger(config.folder)
+
+
+def same(first: Any, second: Any) -> bool:
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[name], second[name]) for name in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return bool(first == second)
+
+
+@pytest.fixture(scope="module")
+def unkilled(root: Path, dataset_folder: Path) -> dict[str, Outcome]:
+    """What runs of each kind end with when nobody disturbs them."""
+    torch.set_num_threads(1)
+    outcomes = {}
+    for kind in ("teacher", "live", "cache"):
+        config = configured(root, dataset_folder, f"{kind}-unkilled", kind)
+        if kind == "cache":
+            build_here(config)
+        train_run(config)
+        outcomes[kind] = outcome(config)
+    return outcomes
+
+
+def train_and_die(config: RunConfig, stage: str, call: int, after: bool) -> None:
+    from pipeline.runs import checkpoint_save
+
+    owner, function = {
+        "step": (torch.optim.AdamW, "step"),
+        "model": (checkpoint_save, "save"),
+        "optimizer": (checkpoint_save, "_saved"),
+        "temporary": (os, "replace"),
+        "hash": (checkpoint_save, "sha256_file"),
+        "rename": (Path, "rename"),
+        "prune": (checkpoint_save, "prune"),
+        "remove": (shutil, "rmtree"),
+    }[stage]
+    torch.set_num_threads(1)
+    die_at(owner, function, call, after)
+    train_run(config)
+
+
+def check(config: RunConfig, expected: Outcome) -> None:
+    """Train to the end: everything is that of the run that was not killed, and nothing else is left behind."""
+    train_run(config)
+    assert same(outcome(config), expected)
+    left = [path.name for path in (config.folder / "checkpoints").iterdir()]
+    assert sorted(left) == [f"step-{step:08d}" for step in (STEPS - 2, STEPS)]
+    assert not list(config.folder.rglob("*.tmp")) and not list(config.folder.glob(".stop"))
+
+
+STAGES = [
+    *[("step", call, after) for call in (1, 2, 3, 5, 6) for after in (False, True)],
+    *[("model", call, after) for call in (1, 3) for after in (False, True)],
+    *[("optimizer", call, after) for call in (1, 2) for after in (False, True)],
+    *[("temporary", call, after) for call in (1, 2, 4, 8, 12) for after in (False, True)],
+    *[("hash", call, after) for call in (2, 6) for after in (False, True)],
+    *[("rename", call, after) for call in (1, 2, 3) for after in (False, True)],
+    *[("prune", call, after) for call in (1, 3) for after in (False, True)],
+    *[("remove", call, after) for call in (1, 4, 7) for after in (False, True)],
+]
+
+
+def kill(
+    processes: ForkServerContext, config: RunConfig, expected: Outcome, stages: list[tuple[str, int, bool]]
+) -> None:
+    for stage in stages:
+        child = processes.Process(target=train_and_die, args=(config, *stage))
+        child.start()
+        child.join(120)
+        assert child.exitcode in (0, -signal.SIGKILL)
+    assert child.exitcode == -signal.SIGKILL, f"{stages[-1]} was never reached"
+    try:
+        check(config, expected)
+    finally:
+        shutil.rmtree(config.folder)
+
+
+@pytest.mark.parametrize(
+    "stage", STAGES, ids=lambda stage: f"{stage[0]}-{stage[1]}-{'after' if stage[2] else 'before'}"
+)
+def test_a_run_killed_at_any_stage_ends_as_if_it_was_not(
+    stage: tuple[str, int, bool],
+    processes: ForkServerContext,
+    root: Path,
+    dataset_folder: Path,
+    unkilled: dict[str, Outcome],
+) -> None:
+    kill(processes, configured(root, dataset_folder, "killed", "teacher"), unkilled["teacher"], [stage])
+
+
+@pytest.mark.parametrize("kind", ["live", "cache"])
+@pytest.mark.parametrize("stage", [("step", 3, True), ("temporary", 6, False)], ids=lambda stage: stage[0])
+def test_a_distilled_run_ends_as_if_it_was_not_killed(
+    kind: str,
+    stage: tuple[str, int, bool],
+    processes: ForkServerContext,
+    root: Path,
+    dataset_folder: Path,
+    unkilled: dict[str, Outcome],
+) -> None:
+    kill(processes, configured(root, dataset_folder, f"killed-{kind}", kind), unkilled[kind], [stage])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_a_run_killed_again_and_again_ends_as_if_it_was_not(
+    seed: int, processes: ForkServerContext, root: Path, dataset_folder: Path, unkilled: dict[str, Outcome]
+) -> None:
+    """Ten runs at a time, each killed up to four times; the last kill is one that any start reaches."""
+    import random
+
+    draw = random.Random(seed)
+    config = configured(root, dataset_folder, f"killed-{seed}", "teacher")
+    for _ in range(10):
+        stages = [draw.choice(STAGES) for _ in range(draw.randint(0, 3))]
+        for stage in stages:
+            child = processes.Process(target=train_and_die, args=(config, *stage))
+            child.start()
+            child.join(120)
+            assert child.exitcode in (0, -signal.SIGKILL)
+        check(config, unkilled["teacher"])
+        shutil.rmtree(config.folder)
+
+
+def damaged(folder: Path, kind: str) -> None:
+    newest = folder / f"step-{STEPS:08d}"
+    if kind == "empty":
+        shutil.rmtree(newest)
+        newest.mkdir()
+    elif kind == "missing manifest":
+        (newest / MANIFEST).unlink()
+    elif kind == "truncated":
+        path = newest / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+    elif kind == "flipped":
+        path = newest / "optimizer.pt"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif kind == "foreign":
+        shutil.rmtree(newest)
+        (folder / "step-99999999").mkdir()
+        (folder / "step-99999999" / "checkpoint.pth").write_bytes(b"of another tool")
+    elif kind == "all":
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("kind", ["empty", "missing manifest", "truncated", "flipped", "foreign", "all"])
+def test_damaged_checkpoints_are_passed_over_and_named(
+    kind: str, root: Path, dataset_folder: Path, unkilled: dict[str, Outcome], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configured(root, dataset_folder, f"damaged-{kind.replace(' ', '-')}", "teacher")
+    train_run(config)
+    damaged(config.folder / "checkpoints", kind)
+    check(config, unkilled["teacher"])
+    if kind != "all":
+        named = "step-99999999" if kind == "foreign" else f"step-{STEPS:08d}"
+        assert f"passed over {config.folder}/checkpoints/{named}" in caplog.text
+
+
+def test_a_full_disk_ends_a_run_cleanly_and_it_goes_on(
+    root: Path, dataset_folder: Path, unkilled: dict[str, Outcome], tmp_path: Path
+) -> None:
+    from graphkd.errors import OutputError
+    from tests.pipeline.teacher.test_cache_kills import small_disk
+
+    config = configured(root, dataset_folder, "full", "teacher")
+    size = sum(path.stat().st_size for path in (root / "teacher-unkilled" / "checkpoints").rglob("*") if path.is_file())
+    with small_disk(tmp_path / "disk", str(size // 2 + 300_000)) as disk:  # room for one checkpoint, not for two
+        folder = disk / "run"
+        config = config.model_copy(update={"run": config.run.model_copy(update={"folder": folder})})
+        with pytest.raises(OutputError, match=r"no space left while writing .*checkpoints"):
+            train_run(config)
+        (checkpoint,) = (folder / "checkpoints").iterdir()
+        assert checkpoint.name == "step-00000002"
+        subprocess.run(["mount", "-o", f"remount,size={4 * size}", str(disk)], check=True)
+        check(config, unkilled["teacher"])
+
+
+def slow_run(config: RunConfig, folder: Path) -> list[str]:
+    """The command that trains ``config`` with a pause in every step."""
+    path = folder / f"{config.name}.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    code = (
+        "import sys, time, torch; from pipeline.cli.main import main; step = torch.optim.AdamW.step\n"
+        "torch.optim.AdamW.step = lambda *a, **k: (time.sleep(0.3), step(*a, **k))[1]\n"
+        f"sys.argv = ['graphkd', 'train', {str(path)!r}]; main()"
+    )
+    return [sys.executable, "-c", code]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_ends_a_run_with_a_checkpoint_and_its_exit_code(
+    number: signal.Signals, root: Path, dataset_folder: Path, unkilled: dict[str, Outcome], tmp_path: Path
+) -> None:
+    config = configured(root, dataset_folder, f"signalled-{number.name}", "teacher")
+    run = subprocess.Popen(slow_run(config, tmp_path), stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        wait_for(lambda: read_ledger(config.folder), "the first step")
+        run.send_signal(number)
+        assert run.wait(60) == 128 + number
+        assert run.stderr is not None and f"stopped by {number.name} after a checkpoint" in run.stderr.read().decode()
+        assert not processes_of(run.pid)
+    finally:
+        end_all(run.pid)
+    done = newest_checkpoint(config.folder / "checkpoints")
+    assert done is not None and done.step == max(read_ledger(config.folder)) + 1 < STEPS
+    check(config, unkilled["teacher"])
+
+
+def test_a_signal_to_one_rank_ends_all_at_the_same_step(root: Path, dataset_folder: Path, tmp_path: Path) -> None:
+    from tests.pipeline.train.test_ledger import spawn
+
+    config = configured(root, dataset_folder, "two-ranks", "teacher")
+    ranks = spawn(slow_run(config, tmp_path), 2)
+    try:
+        wait_for(lambda: read_ledger(config.folder), "the first step")
+        ranks[1].send_signal(signal.SIGTERM)
+        assert [rank.wait(60) for rank in ranks] == [128 + signal.SIGTERM] * 2
+    finally:
+        for rank in ranks:
+            end_all(rank.pid)
+    done = newest_checkpoint(config.folder / "checkpoints")
+    assert done is not None and done.step < STEPS
+    steps = [json.loads(line)["step"] for path in config.folder.glob("ledger/*") for line in path.open()]
+    assert sorted(steps) == sorted([*range(done.step), *range(done.step)]), "no rank began a step more"
+    train_run(config)
+    assert sorted(read_ledger(config.folder)) == list(range(STEPS))
