@@ -1,5 +1,6 @@
 # make quickstart   a document detector distilled end to end, on this machine
-# make test         the test suite
+# make test         the test suite, some minutes
+# make test-kill    training, caching and packing killed at every stage, some minutes more
 # make bench        what distilling costs beside training alone
 # make check        what CI runs: lint, types, tests, the small quickstart
 
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= runs/quickstart
 
-.PHONY: setup quickstart test test-all lint format type bench check clean
+.PHONY: setup quickstart test test-kill test-all lint format type bench check clean
 
 setup: $(READY)
 
@@ -24,6 +25,9 @@ quickstart: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-kill: setup
+	$(BIN)/python -m pytest -m 'kill and not slow and not gpu and not slurm'
 
 test-all: setup
 	$(BIN)/python -m pytest -m ''
@@ -42,7 +46,7 @@ type: setup
 bench: setup
 	$(BIN)/python -m benchmarks.step_cost
 
-check: lint type test
+check: lint type test test-kill
 	$(BIN)/graphkd quickstart --small --out $$(mktemp -d)/quickstart
 
 clean:

@@ -41,4 +41,5 @@ def test_variants_of_a_table_share_all_but_their_method(name: str) -> None:
     for part in ("data", "schedule", "detector"):
         assert len({getattr(config, part).model_dump_json() for config in configs}) == 1
     assert len({config.run.init for config in configs}) == 1
-    assert len({(c.method.model_dump_json(), c.teacher.signals) for c in configs if c.teacher}) == len(configs) // 2
+    told = {(c.method.model_dump_json(), c.teacher.signals, c.teacher.store) for c in configs if c.teacher}
+    assert len(told) == len(configs) // 2

@@ -32,7 +32,7 @@ def test_imports_go_one_way(package: str) -> None:
 
 def test_only_what_runs_on_ray_imports_it() -> None:
     using = {path.name for path in (ROOT / "pipeline").rglob("*.py") if "ray" in imported(path)}
-    assert using == {"engine_ray.py", "ray_session.py", "parallel.py"}
+    assert using == {"engine_ray.py", "ray_session.py", "parallel.py", "cache_ray.py"}
 
 
 @pytest.mark.parametrize("module", ["pipeline.cli.main", "pipeline.train.run"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -303,6 +304,7 @@ def test_few_files_stay_open(dataset_folder: Path, tmp_path: Path, monkeypatch: 
         dataset.images([dataset.record(sample)])
         assert 1 <= len([path for path in descriptors() if path.startswith(str(tmp_path))]) <= 2
     del dataset
+    gc.collect()
     assert not [path for path in descriptors() if path.startswith(str(tmp_path))]
 
 

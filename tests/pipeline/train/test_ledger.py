@@ -28,7 +28,7 @@ from pipeline.train.engine_local import run_local
 from tests.common import small_run
 from tests.conftest import write_coco
 
-pytestmark = pytest.mark.ledger
+pytestmark = [pytest.mark.ledger, pytest.mark.kill]
 
 PAGES, BATCH = 23, 4  # no multiple: batches straddle epochs
 WORKER = """
