@@ -9,26 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
 
 from graphkd.errors import OutputError
 from pipeline.config import RunConfig
 from pipeline.teacher.cache_build import require_ours
 from pipeline.teacher.cache_compare import evenly_spread
-from pipeline.teacher.cache_format import NodeStore, cache_index_name, cache_schema, cache_shard_name
+from pipeline.teacher.cache_format import cache_index_name, cache_shard_name
 from pipeline.teacher.cache_shards import CacheBuilder
-from pipeline.teacher.cache_write import record_batch
-from pipeline.teacher.precision import Precision
+from pipeline.teacher.cache_sizes import Size, row_bytes, sizes
 
-NODE_COUNTS = (16, 32, 64, 128, 256)
-FORMS: tuple[tuple[NodeStore, Precision], ...] = (
-    ("pooled", "fp32"),
-    ("pooled", "fp16"),
-    ("pooled", "int8"),
-    ("descriptors", "fp16"),
-)
 TEST_BYTES = 64 << 20
 MARGIN = 1.02  # of free space that a plan leaves alone: indexes, other writers
 
@@ -42,18 +32,6 @@ STORAGE_GB_S = {
     "parallel file system": 10.0,
 }
 """What common storage gives when read in pieces of a megabyte, GB/s: orders of magnitude from data sheets."""
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """What one form of cache takes."""
-
-    store: str
-    precision: str
-    nodes: int
-    page_bytes: int
-    """Of a page with that many nodes."""
-    total_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +131,7 @@ def plan_cache(
         hours=max(teacher_s, disk_s) / 3600,
         bound="teacher" if teacher_s >= disk_s else "disk",
         builders=builders,
-        sizes=_sizes(builder, rows),
+        sizes=sizes(builder, rows),
         read_mb_s=gpus * rate * page / 1e6,
         feeds=[Feed(name, gb, gb * 1e9 / page, gb * 1e9 >= gpus * rate * page) for name, gb in STORAGE_GB_S.items()],
     )
@@ -170,31 +148,6 @@ def _measure_teacher(builder: CacheBuilder, pages: int) -> tuple[float, float]:
         counts += [len(row["scores"]) for row in rows]
         done += len(rows)
     return sum(counts) / len(counts), done / (time.perf_counter() - begin)
-
-
-def row_bytes(builder: CacheBuilder, store: NodeStore, precision: Precision, nodes: float) -> int:
-    """Bytes of a page with ``nodes`` nodes, uncompressed: those of a record batch, reckoned between whole nodes."""
-    low = int(nodes)
-    below, above = (_message_bytes(builder, store, precision, count) for count in (low, low + 1))
-    return round(below + (above - below) * (nodes - low))
-
-
-def _message_bytes(builder: CacheBuilder, store: NodeStore, precision: Precision, nodes: int) -> int:
-    spec, classes = builder.detector.spec, builder.dataset.num_classes
-    side = 2 if store == "descriptors" else spec.pooled_side**2
-    heads = classes if spec.classifies_regions else 0
-    floats = {"affine": 4, "boxes": 4 * nodes, "scores": nodes, "classes": nodes}
-    floats |= {"logits": (heads + bool(heads)) * nodes, "deltas": 4 * heads * nodes}
-    floats |= {"pooled": nodes * spec.channels * side, "pooled_scale": spec.channels if precision == "int8" else 0}
-    row: dict[str, Any] = {name: np.zeros(count, dtype=np.float32) for name, count in floats.items()}
-    batch = record_batch({"sample": 0, "view": 0} | row, cache_schema(precision))
-    return int(pa.ipc.get_record_batch_size(batch))
-
-
-def _sizes(builder: CacheBuilder, rows: int) -> list[Size]:
-    counts = sorted({*NODE_COUNTS, builder.teacher.settings.nodes.count})
-    pages = [(*form, count, row_bytes(builder, *form, count)) for form in FORMS for count in counts]
-    return [Size(store, precision, count, page, page * rows) for store, precision, count, page in pages]
 
 
 def _rows_there(builder: CacheBuilder) -> int:
