@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Any
 
 import typer
@@ -52,7 +53,7 @@ def _show_plan(plan: Any, gpus: int, rate: float) -> None:
         f"{_size(plan.need_bytes)} to write (at most {_size(plan.most_bytes)}), {_size(plan.free_bytes)} free"
     )
     out.print(
-        f"{plan.hours:.2f} h with {plan.builders} builders, bound by the {plan.bound}: "
+        f"{timedelta(seconds=round(3600 * plan.hours))} with builders: {plan.builders}, bound by the {plan.bound}: "
         f"{plan.pages_s:.1f} pages/s each here; the disk takes {plan.write_mb_s:.0f} MB/s"
     )
     table = Table(title="at most, by form and nodes a page")
@@ -61,7 +62,7 @@ def _show_plan(plan: Any, gpus: int, rate: float) -> None:
     for size in plan.sizes:
         table.add_row(size.store, size.precision, str(size.nodes), _size(size.page_bytes), _size(size.total_bytes))
     out.print(table)
-    feeds = Table(title=f"reading: {gpus} GPUs x {rate:g} pages/s take {plan.read_mb_s:.0f} MB/s")
+    feeds = Table(title=f"reading: {gpus} x {rate:g} pages/s take {plan.read_mb_s:.0f} MB/s")
     for heading in ("storage", "about GB/s", "pages/s", "enough"):
         feeds.add_column(heading, justify="left" if heading == "storage" else "right")
     for feed in plan.feeds:
@@ -165,7 +166,7 @@ def info(location: Annotated[str, typer.Argument(help="Cache folder or URL.")], 
     told = ", ".join(f"{name} {value:.1%}" for name, value in statistics.accuracy.items())
     out.print(f"text told from the rest: {told}")
     for name, value in description.identity.items():
-        out.print(f"  {name:<24} {value}")
+        out.print(f"  {name:<24} {value}", soft_wrap=True)
 
 
 def _size(count: float) -> str:

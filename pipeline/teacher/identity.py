@@ -80,6 +80,6 @@ def require_same(found: dict[str, str], wanted: dict[str, str], where: Path | st
     differing = [name for name in wanted if found.get(name) != wanted[name]]
     if differing:
         details = "; ".join(
-            f"{name} {found.get(name, 'none')[:12]} instead of {wanted[name][:12]}" for name in differing
+            f"{name} {found.get(name, 'nothing')[:12]} instead of {wanted[name][:12]}" for name in differing
         )
         raise CacheError(f"{where} was made for something else: {details}; {remedy}")
