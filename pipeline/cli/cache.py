@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,15 @@ def register(app: typer.Typer) -> None:
     app.add_typer(commands, name="cache")
 
 
+def _student(config: Path, overrides: list[str] | None, engine: str | None = None) -> Any:
+    """The config of a student that has a teacher."""
+    from pipeline.teacher.cache_build import require_teacher
+
+    settings = configured(config, overrides, engine)
+    require_teacher(settings)
+    return settings
+
+
 @commands.command()
 def plan(
     config: ConfigFile,
@@ -34,11 +44,9 @@ def plan(
 ) -> None:
     """Say what a cache will cost before it is built; exit code 1 where it will not fit."""
     from pipeline.runs.world import pick_device
-    from pipeline.teacher.cache_build import require_teacher
     from pipeline.teacher.cache_plan import plan_cache
 
-    settings = configured(config, overrides)
-    require_teacher(settings)
+    settings = _student(config, overrides)
     found = plan_cache(settings, pick_device(settings.engine.device, 0), workers, gpus, rate, pages)
     if as_json:
         print_json(found.as_dict())
@@ -81,7 +89,7 @@ def build(
     as_json: AsJson = False,
 ) -> None:
     """Compute the teacher's statistics and features for a student's config; finished shards are kept."""
-    settings = configured(config, overrides, engine)
+    settings = _student(config, overrides, engine)
     description = build_with_progress(settings, workers)
     if as_json:
         print_json({"folder": str(settings.cache_folder), "rows": description.rows, "bytes": description.bytes})
@@ -92,10 +100,9 @@ def build(
 def build_with_progress(settings: Any, workers: int = 0) -> Any:
     """Build under a progress bar for statistics, then one for features."""
     from pipeline.runs.world import pick_device
-    from pipeline.teacher.cache_build import build_cache, local_builders, require_teacher
+    from pipeline.teacher.cache_build import build_cache, local_builders
     from pipeline.teacher.cache_ray import ray_builders
 
-    require_teacher(settings)
     device, on_ray = pick_device(settings.engine.device, 0), settings.engine.name == "ray"
     builders = ray_builders(settings, workers) if on_ray else local_builders(settings, device)
     with phased(progress_bar, "teacher", "pages") as update:
@@ -112,11 +119,9 @@ def verify(
 ) -> None:
     """Check every byte of a student's cache and some pages against the live teacher. Exit code 1 where one differs."""
     from pipeline.runs.world import pick_device
-    from pipeline.teacher.cache_build import require_teacher
     from pipeline.teacher.cache_verify import verify_cache
 
-    settings = configured(config, overrides)
-    require_teacher(settings)
+    settings = _student(config, overrides)
     with phased(progress_bar, "verifying", "") as update:
         found = verify_cache(settings, pick_device(settings.engine.device, 0), pages, workers, update)
     if as_json:

@@ -33,13 +33,12 @@ from pipeline.teacher.cache_format import (
 from pipeline.teacher.cache_index import read_cache_index
 from pipeline.teacher.cache_rows import require_file
 from pipeline.teacher.cache_shards import CacheBuilder, Progress, is_built
-from pipeline.teacher.identity import TeacherRun, cache_identity, open_teacher, require_same
-from pipeline.teacher.statistics import STATISTICS_FILE, ensure_statistics
+from pipeline.teacher.identity import TeacherRun, cache_identity, open_teacher, require_same, statistics_identity
+from pipeline.teacher.statistics import STATISTICS_FILE, read_statistics
 
 IDENTITY_FILE = "identity.json"
 REMEDY = "delete that folder, or give another teacher.cache"
 CLAIM_LOCK, FINISH_LOCK = ".claim.lock", ".finish.lock"
-CPU = torch.device("cpu")
 POLL_S = 0.5  # between looks at what other builds are at
 
 
@@ -102,11 +101,11 @@ def build_cache(
     identity, folder = cache_identity(student, teacher, dataset), student.cache_folder
     if is_finished(folder):
         _claim(folder, identity)
-        _require_whole(folder, identity)
+        description = _require_whole(folder, identity)
         _tidy(folder)
         if (folder / STATISTICS_FILE).exists():
-            ensure_statistics(student, teacher, dataset, CPU)  # reads and compares
-            return read_cache_json(LocalStore(folder))
+            read_statistics(folder, statistics_identity(student, teacher, dataset))
+            return description
     with locked(folder / CLAIM_LOCK):
         _claim(folder, identity)
     with builders as ready:

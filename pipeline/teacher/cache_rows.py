@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from graphkd.errors import CacheError
 from pipeline.data.local_store import LocalStore
 from pipeline.data.storage import Range, Store
-from pipeline.teacher.cache_format import CachedShard, CacheJson, Compression, cache_schema
+from pipeline.teacher.cache_format import CachedShard, CacheJson, cache_schema
 from pipeline.teacher.cache_index import CacheEntry, CacheIndex, read_cache_index
 
 OPEN_FILES = 256  # per process; a rank reads 64 or so shards side by side
@@ -76,8 +76,8 @@ class CacheRows:
         pairs = zip(shards, entries, strict=True)
         if isinstance(self.store, LocalStore):
             return [self._mapped(shard).slice(entry.offset, entry.bytes) for shard, entry in pairs]
-        names = [shard.name for shard in self.description.shards]
-        wanted = [Range(name=names[shard], start=entry.offset, size=entry.bytes) for shard, entry in pairs]
+        all_shards = self.description.shards
+        wanted = [Range(name=all_shards[shard].name, start=entry.offset, size=entry.bytes) for shard, entry in pairs]
         return [pa.py_buffer(content) for content in self.store.ranges(wanted)]
 
     @cachedmethod(attrgetter("_maps"), lock=attrgetter("_guard"))
@@ -87,34 +87,32 @@ class CacheRows:
 
     def _row(self, place: tuple[int, int], entry: CacheEntry, buffer: pa.Buffer) -> Row:
         shard, row = place
-        # What comes from afar comes anew each time, and may have been replaced.
-        if not (self._local and self._checked[shard][row]):
-            if xxhash.xxh3_64_intdigest(buffer) != entry.digest:
-                path = self._path(self.description.shards[shard])
-                raise CacheError(f"{path}: the row of sample {entry.sample} is damaged (its digest differs); {REMEDY}")
-            self._learn(self.description.shards[shard].compression, entry.nodes, buffer)
-            self._checked[shard][row] = True
-        packed = self.description.shards[shard].compression != "none"
-        layout = None if packed else self._layouts.get(entry.nodes)
-        if layout is None:
-            return Row(entry.sample, entry.view, self._parsed(buffer))
-        found = {name: np.frombuffer(buffer, kind, count, start) for name, kind, count, start in layout}
-        return Row(entry.sample, entry.view, found)
+        layout = self._layouts.get(entry.nodes)
+        mapped = self.description.shards[shard].compression == "none"
+        # What comes from afar comes anew each time, and may have been replaced; what is compressed is parsed anyway.
+        if self._local and self._checked[shard][row] and mapped and layout is not None:
+            found = {name: np.frombuffer(buffer, kind, count, start) for name, kind, count, start in layout}
+            return Row(entry.sample, entry.view, found)
+        if xxhash.xxh3_64_intdigest(buffer) != entry.digest:
+            path = self._path(self.description.shards[shard])
+            raise CacheError(f"{path}: the row of sample {entry.sample} is damaged (its digest differs); {REMEDY}")
+        arrays = self._parsed(buffer)
+        if mapped:
+            self._learn(entry.nodes, arrays, buffer)
+        self._checked[shard][row] = True
+        return Row(entry.sample, entry.view, arrays)
 
     def _parsed(self, buffer: pa.Buffer) -> dict[str, NDArray[Any]]:
         columns = pa.ipc.read_record_batch(pa.ipc.read_message(buffer), self._schema).columns
         return {name: columns[place].values.to_numpy() for place, name in self._lists}  # never copies
 
-    def _learn(self, compression: Compression, nodes: int, buffer: pa.Buffer) -> None:
+    def _learn(self, nodes: int, arrays: dict[str, NDArray[Any]], buffer: pa.Buffer) -> None:
         """Note where the arrays of a row with so many nodes lie, for rows to come; None once two rows differ in that.
 
         Lengths follow from the number of nodes, and Arrow lays equal lengths out alike; parsing every row again would
         take a third of the time of copying its features.
         """
-        if compression != "none":
-            return
-        arrays = self._parsed(buffer).items()
-        found = [(name, values.dtype, len(values), _start(values, buffer)) for name, values in arrays]
+        found = [(name, values.dtype, len(values), _start(values, buffer)) for name, values in arrays.items()]
         if self._layouts.setdefault(nodes, found) != found:
             self._layouts[nodes] = None
 
