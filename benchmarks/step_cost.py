@@ -29,8 +29,8 @@ from pipeline.data.order import SampleRef
 from pipeline.data.pack import pack
 from pipeline.synth import write_pages
 from pipeline.teacher.cache_build import build_cache, local_builders
+from pipeline.train.building import build_step, signal_source
 from pipeline.train.run import train_run
-from pipeline.train.session import build_step, signal_source
 
 CHANNELS, SIDE, CLASSES = 256, 7, 11
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from graphkd.detectors import DetectorModule
@@ -21,6 +22,8 @@ from graphkd.signals import TeacherSignals, two_points
 
 class TrainingStep(nn.Module):
     """A detector and what it learns from; ``forward`` gives every loss term, each float32 [B], one value a page.
+
+    Under autocast the student's networks run in its precision; the teacher, graphs and losses stay in float32.
 
     Args:
         detector: the student.
@@ -51,7 +54,8 @@ class TrainingStep(nn.Module):
         if self.method.name == "none":
             return losses
         if isinstance(said, TeacherPass):
-            said = said.signals(proposals, targets)
+            with exact(batch.images):
+                said = said.signals(proposals, targets)
         assert said is not None and self.statistics is not None
         self._check(said)
         terms: dict[str, Callable[..., dict[str, Tensor]]] = {
@@ -65,30 +69,36 @@ class TrainingStep(nn.Module):
         self, _: PageBatch, features: Features, said: TeacherSignals, statistics: TeacherStatistics
     ) -> dict[str, Tensor]:
         nodes, regions = self._nodes(features, said)
-        graph = build_graph(said, statistics, self.method.graph)
-        terms = graphkd_loss(nodes, regions, said, graph, statistics, self.method.weights)
+        with exact(nodes):
+            graph = build_graph(said, statistics, self.method.graph)
+            terms = graphkd_loss(nodes, regions, said, graph, statistics, self.method.weights)
         return terms | self._map_term(features, said, statistics)
 
     def _dsig(
         self, batch: PageBatch, features: Features, said: TeacherSignals, statistics: TeacherStatistics
     ) -> dict[str, Tensor]:
         nodes, regions = self._nodes(features, said)
-        foreground = batch.overlapping(said.boxes)
-        terms = dsig_loss(nodes, regions, said, foreground, statistics.energy, self.method.dsig)
+        with exact(nodes):
+            foreground = batch.overlapping(said.boxes)
+            terms = dsig_loss(nodes, regions, said, foreground, statistics.energy, self.method.dsig)
         return terms | self._map_term(features, said, statistics)
 
     def _pkd(self, _: PageBatch, features: Features, said: TeacherSignals, __: TeacherStatistics) -> dict[str, Tensor]:
         assert said.maps is not None, "pkd runs with a live teacher"
-        return pkd_loss(self._maps(features), said.maps, self.method.pkd)
+        maps = self._maps(features)
+        with exact(said.pooled):
+            return pkd_loss(maps, said.maps, self.method.pkd)
 
     def _map_term(self, features: Features, said: TeacherSignals, statistics: TeacherStatistics) -> dict[str, Tensor]:
         weight = self.method.maps_weight
         if not weight or said.maps is None:
             return {}
-        return {"kd_maps": weight * map_loss(self._maps(features), said.maps, statistics.energy)}
+        maps = self._maps(features)
+        with exact(said.pooled):
+            return {"kd_maps": weight * map_loss(maps, said.maps, statistics.energy)}
 
     def _maps(self, features: Features) -> dict[str, Tensor]:
-        return {name: self.adapter(maps) for name, maps in features.maps.items()}
+        return {name: self.adapter(maps).float() for name, maps in features.maps.items()}
 
     def _nodes(self, features: Features, said: TeacherSignals) -> tuple[Tensor, RegionPredictions | None]:
         """The student's features at the teacher's boxes, in the shape of the teacher's, and its predictions there."""
@@ -99,7 +109,7 @@ class TrainingStep(nn.Module):
             regions = RegionPredictions(
                 logits=regions.logits.unflatten(0, shape), deltas=regions.deltas.unflatten(0, shape)
             )
-        nodes = self.adapter(pooled).unflatten(0, shape)
+        nodes = self.adapter(pooled).float().unflatten(0, shape)
         return two_points(nodes) if said.describes else nodes, regions
 
     def _check(self, said: TeacherSignals) -> None:
@@ -120,3 +130,8 @@ class TrainingStep(nn.Module):
                 f"the teacher knows {said.logits.shape[-1] - 1} classes and the student {spec.num_classes}; "
                 "distil on the dataset that the teacher was trained for"
             )
+
+
+def exact(on: Tensor) -> torch.autocast:
+    """The context in which nothing on the device of ``on`` is computed in less than its own precision."""
+    return torch.autocast(on.device.type, enabled=False)

@@ -27,6 +27,10 @@ class OutputError(UserError):
     """An output folder cannot be used: it holds something else, or cannot be written."""
 
 
+class NoLocksError(OutputError):
+    """An output folder is on a file system without locks, so processes cannot share it."""
+
+
 class StoppedError(UserError):
     """Training left early because a signal asked for it; ``signal`` is its number."""
 

@@ -11,9 +11,9 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from graphkd.errors import OutputError
+from graphkd.errors import NoLocksError, OutputError
 
 CHUNK_BYTES = 1 << 20
 
@@ -54,6 +54,25 @@ def write_atomic(path: Path, content: bytes | str) -> Path:
     return path
 
 
+def append_line(path: Path, text: str) -> None:
+    """Append ``text`` as a line of its own, also after one that a kill cut off.
+
+    Raises OutputError where the disk is full or the file cannot be written.
+    """
+    try:
+        with path.open("ab+") as file:
+            if file.tell() and not _ends_in_newline(file):
+                text = "\n" + text
+            file.write(text.encode() + b"\n")
+    except OSError as error:
+        raise _output_error(path, error) from error
+
+
+def _ends_in_newline(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
 def write_json(path: Path, content: Any) -> Path:
     """Write ``content`` as indented JSON, atomically."""
     return write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
@@ -87,7 +106,7 @@ def _lock(path: Path, wait: bool) -> int | None:
         return None
     except OSError as error:
         os.close(descriptor)
-        raise OutputError(
+        raise NoLocksError(
             f"{path.parent} is on a file system without locks ({error.strerror}), so processes cannot share it; give a "
             "folder on another"
         ) from error

@@ -56,7 +56,7 @@ def quickstart(out: Path, size: str, seed: int, stage: Stage) -> dict[str, Any]:
     configs = {name: _config(out, file, amount, seed) for name, file in RUNS.items()}
     _train(configs["teacher"], stage)
     _build_cache(configs["student_graphkd"], stage)
-    with ray_session(configs["student_alone"].engine.workers):
+    with ray_session(configs["student_alone"].engine.most):
         _train(configs["student_alone"], stage)
         _train(configs["student_graphkd"], stage)
     figures = {name: _evaluate(config, stage) for name, config in configs.items()}

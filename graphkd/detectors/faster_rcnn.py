@@ -16,7 +16,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from graphkd.detectors.config import DetectorConfig
 from graphkd.detectors.protocol import DetectorSpec
 from graphkd.detectors.sampling import KeyedSampler
-from graphkd.detectors.torchvision_common import TorchvisionDetector, torchvision_targets
+from graphkd.detectors.torchvision_common import TorchvisionDetector, in_float32, torchvision_targets
 from graphkd.pages import Detections, Features, Proposals, RegionPredictions, Targets
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class FasterRCNNDetector(TorchvisionDetector):
     def classify(self, pooled: Tensor) -> RegionPredictions:
         """Class logits [N, K + 1], background last, and deltas [N, K, 4] with unit coder weights."""
         heads = self.model.roi_heads
-        logits, deltas = heads.box_predictor(heads.box_head(pooled))
+        logits, deltas = self._heads(pooled)
         logits = torch.cat([logits[:, 1:], logits[:, :1]], dim=1)
         per_class = deltas.view(len(deltas), -1, 4)[:, 1:]
         return RegionPredictions(logits=logits, deltas=per_class / per_class.new_tensor(heads.box_coder.weights))
@@ -64,18 +64,23 @@ class FasterRCNNDetector(TorchvisionDetector):
     def detect(self, features: Features) -> list[Detections]:
         """Detections after per-class suppression, best first."""
         heads, boxes = self.model.roi_heads, self.propose(features).boxes
-        logits, deltas = heads.box_predictor(heads.box_head(self.pool(features, boxes)))
+        logits, deltas = self._heads(self.pool(features, boxes))
         found = heads.postprocess_detections(logits, deltas, boxes, features.image_sizes)
         return [
             Detections(boxes=page_boxes, scores=scores, classes=labels - 1)
             for page_boxes, scores, labels in zip(*found, strict=True)
         ]
 
+    def _heads(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        heads = self.model.roi_heads
+        logits, deltas = heads.box_predictor(heads.box_head(pooled))
+        return logits.float(), deltas.float()
+
     def _proposals(
         self, features: Features, goal: list[dict[str, Tensor]] | None, seeds: list[int]
     ) -> tuple[Proposals, dict[str, Tensor]]:
         rpn = self.model.rpn
-        objectness, deltas = rpn.head(list(features.maps.values()))
+        objectness, deltas = map(in_float32, rpn.head(list(features.maps.values())))
         per_level = [level[0].numel() for level in objectness]
         objectness, deltas = concat_box_prediction_layers(objectness, deltas)
         anchors = self.anchors(features)
@@ -107,7 +112,7 @@ class FasterRCNNDetector(TorchvisionDetector):
         heads.fg_bg_sampler.seeds = seeds
         boxes, _, labels, regression = heads.select_training_samples(list(proposals), goal)
         counts = [len(page) for page in boxes]
-        logits, deltas = heads.box_predictor(heads.box_head(self.pool(features, boxes)))
+        logits, deltas = self._heads(self.pool(features, boxes))
         pages = zip(logits.split(counts), deltas.split(counts), labels, regression, strict=True)
         losses = [fastrcnn_loss(page[0], page[1], [page[2]], [page[3]]) for page in pages]
         class_losses, box_losses = zip(*losses, strict=True)

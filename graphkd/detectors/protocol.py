@@ -65,7 +65,15 @@ class Detector(Protocol):
 
 
 class DetectorModule(nn.Module, Detector):
-    """A detector as a torch module: what adapters derive from, and what is trained, saved and sent to a device."""
+    """A detector as a torch module: what adapters derive from, and what is trained, saved and sent to a device.
+
+    Under autocast the networks run in its precision; scores, logits, deltas and losses are float32 all the same, since
+    boxes of a thousand px need more digits than half precision has.
+    """
+
+    def fixed_shapes(self) -> list[nn.Module]:
+        """Parts whose tensors have one shape for one number of pages, so that compiling them pays. By default none."""
+        return []
 
     def inheritable(self) -> dict[str, Tensor]:
         """Parameters by name that a student of the same architecture and widths can start from: all that reads the

@@ -65,7 +65,8 @@ class RetinaNetDetector(TorchvisionDetector):
         return [Detections(boxes=page["boxes"], scores=page["scores"], classes=page["labels"]) for page in found]
 
     def _heads(self, features: Features) -> dict[str, Tensor]:
-        return self.model.head(list(features.maps.values()))
+        outputs = self.model.head(list(features.maps.values()))
+        return {name: output.float() for name, output in outputs.items()}
 
     def _anchors_per_cell(self) -> int:
         return self.model.anchor_generator.num_anchors_per_location()[0]

@@ -46,6 +46,10 @@ class TorchvisionDetector(DetectorModule):
         # features independent of its batch neighbours.
         return self.region_pool(features.maps, boxes, [features.canvas] * len(boxes))
 
+    def fixed_shapes(self) -> list[nn.Module]:
+        """Backbone and pyramid."""
+        return [self.model.backbone]
+
     def inheritable(self) -> dict[str, Tensor]:
         """Proposal and region heads, and what the pyramid does after its lateral connections."""
         backbone, lateral = "model.backbone.", "model.backbone.fpn.inner_blocks."
@@ -60,6 +64,11 @@ class TorchvisionDetector(DetectorModule):
         """Anchors [A, 4] of every page."""
         generator = self.model.rpn.anchor_generator if hasattr(self.model, "rpn") else self.model.anchor_generator
         return generator(image_list(features), list(features.maps.values()))
+
+
+def in_float32(levels: list[Tensor]) -> list[Tensor]:
+    """What a head says of each level, out of the precision that it was computed in."""
+    return [level.float() for level in levels]
 
 
 def page_mask(image_sizes: list[tuple[int, int]], images: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +36,9 @@ def train(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Ten steps on one page in this process, nothing written.")
     ] = False,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Go on with a run under a config that differs from its own.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
 ) -> None:
     """Train a run to its end and evaluate it; started again, it goes on from its newest checkpoint."""
@@ -43,7 +48,9 @@ def train(
         return
     from pipeline.train.run import evaluate_run, train_run
 
-    checkpoint = train_with_progress(settings, train_run)
+    checkpoint = train_with_progress(settings, partial(train_run, allow_changes=allow_changes))
+    if int(os.environ.get("RANK", "0")):
+        return  # under torchrun the first process says the rest
     figures: dict[str, Any] = {}
     if settings.data.val is not None:
         figures = evaluate_with_progress(settings, evaluate_run)

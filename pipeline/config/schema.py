@@ -70,6 +70,10 @@ class ScheduleConfig(Frozen):
     """Steps of linear warm-up."""
     clip_norm: float = Field(default=0.0, ge=0)
     """Largest norm of all gradients together; 0 clips nothing."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts into which each worker cuts its share of a batch, one after the other, so that large ones fit in memory."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay per step of the moving average of the weights, which is then what is evaluated and taught; 0 keeps none."""
 
     def scaled(self) -> ScheduleConfig:
         """The same schedule with lr, steps, milestones and warm-up in terms of the actual batch."""
@@ -112,18 +116,48 @@ class TeacherConfig(Frozen):
     """Of the covariance that edge lengths are measured in."""
 
 
+class ComputeConfig(Frozen):
+    """How the student is computed; the teacher and every loss of the method stay in float32."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the student's network, by autocast; fp16 scales its loss."""
+    channels_last: bool = False
+    """Whether convolutions keep channels last in memory, which GPUs prefer."""
+    compile: bool = False
+    """Whether what has fixed shapes, backbone and pyramid, goes through torch.compile."""
+    deterministic: bool = False
+    """Whether only algorithms that repeat themselves are used on a GPU too, where some are slower."""
+
+
 class EngineConfig(Frozen):
     """What runs the training workers."""
 
     name: Literal["ray", "local"] = "ray"
     """ray: Ray Train workers; local: this process, or torchrun's."""
-    workers: int = Field(default=1, ge=1)
-    """Training workers of the ray engine; torchrun decides for local."""
+    workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = 1
+    """Training workers of the ray engine, or the fewest and the most that it may run on as nodes come and go; torchrun
+    decides for local."""
     threads: int = Field(default=0, ge=0)
     """CPU threads per worker; 0 shares the machine's cores evenly."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_failures: int = Field(default=3, ge=-1)
-    """Worker crashes that ray restarts from the newest checkpoint; -1 never gives up."""
+    """Worker crashes that ray restarts from the newest checkpoint; -1 never gives up. Preempted nodes do not count."""
+
+    @property
+    def fewest(self) -> int:
+        """Workers without which training waits."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        """Workers that training uses where there is room for them."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> EngineConfig:
+        if self.fewest > self.most:
+            raise ValueError(f"engine.workers {self.workers} is (fewest, most); give them in that order")
+        return self
 
 
 class RunSettings(Frozen):
@@ -145,6 +179,11 @@ class RunSettings(Frozen):
     """Whether the run folder's ledger lists the pages of every step."""
     eval_batch: int = Field(default=8, ge=1)
     """Pages at a time in evaluation, caching and statistics."""
+    eval_every: int = Field(default=0, ge=0)
+    """Steps between evaluations on ``data.val`` during training, shared out over the workers; 0 evaluates at the end
+    only. The checkpoint of the best AP is kept, and is what the run is then judged by and teaches with."""
+    patience: int = Field(default=0, ge=0)
+    """Evaluations in a row without a better AP after which training ends early; 0 never ends it."""
 
 
 class RunConfig(Frozen):
@@ -156,6 +195,7 @@ class RunConfig(Frozen):
     schedule: ScheduleConfig = ScheduleConfig()
     method: MethodConfig = MethodConfig()
     teacher: TeacherConfig | None = None
+    compute: ComputeConfig = ComputeConfig()
     engine: EngineConfig = EngineConfig()
     run: RunSettings = RunSettings()
 
@@ -171,8 +211,12 @@ class RunConfig(Frozen):
                 f"method {self.method.name} with nodes {self.method.nodes} learns from {wanted}, which no cache holds; "
                 "set teacher.signals=live"
             )
+        if self.run.eval_every and self.data.val is None:
+            raise ValueError(f"run.eval_every is {self.run.eval_every}, but data.val names nothing to evaluate on")
+        if self.run.patience and not self.run.eval_every:
+            raise ValueError(f"run.patience is {self.run.patience}, which counts evaluations; set run.eval_every too")
         try:
-            require_pages_for_all(self.schedule.batch, self.engine.workers)
+            require_pages_for_all(self.schedule.batch, self.engine.most, self.schedule.accumulate)
         except ConfigError as error:
             raise ValueError(str(error)) from error
         self._check_store()

@@ -6,26 +6,30 @@ from collections.abc import Iterator
 
 from torch.utils.data import Sampler
 
-from pipeline.data.order import CanonicalOrder, SampleRef, batch_positions, share
+from pipeline.data.order import CanonicalOrder, SampleRef, part_positions, share
 
 
 class StepBatches(Sampler[list[SampleRef]]):
-    """The samples of each global batch that one rank reads, from ``start`` up to ``stop``."""
+    """The samples of each global batch that one rank reads, from step ``start`` up to ``stop``, in ``parts`` each."""
 
-    def __init__(self, order: CanonicalOrder, batch: int, rank: int, ranks: int, start: int, stop: int) -> None:
+    def __init__(
+        self, order: CanonicalOrder, batch: int, rank: int, ranks: int, start: int, stop: int, parts: int = 1
+    ) -> None:
         self.order = order
         self.batch = batch
         self.rank = rank
         self.ranks = ranks
         self.start = start
         self.stop = stop
+        self.parts = parts
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
         for step in range(self.start, self.stop):
-            yield self.order.refs(batch_positions(step, self.batch, self.rank, self.ranks))
+            for positions in part_positions(step, self.batch, self.rank, self.ranks, self.parts):
+                yield self.order.refs(positions)
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return (self.stop - self.start) * self.parts
 
 
 class FiniteBatches(Sampler[list[SampleRef]]):

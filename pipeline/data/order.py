@@ -134,10 +134,19 @@ def batch_positions(step: int, batch: int, rank: int, ranks: int) -> range:
     return range(step * batch + own.start, step * batch + own.stop)
 
 
-def require_pages_for_all(batch: int, ranks: int) -> None:
-    """Raise ConfigError where a global batch of ``batch`` pages would leave one of ``ranks`` ranks without a page."""
-    if batch < ranks:
+def part_positions(step: int, batch: int, rank: int, ranks: int, parts: int) -> list[range]:
+    """:func:`batch_positions` cut into ``parts`` that are computed one after the other."""
+    own = batch_positions(step, batch, rank, ranks)
+    return [own[part.start : part.stop] for part in (share(len(own), number, parts) for number in range(parts))]
+
+
+def require_pages_for_all(batch: int, ranks: int, parts: int = 1) -> None:
+    """Raise ConfigError where a global batch would leave one of ``ranks`` ranks, or of its parts, without a page."""
+    needed = ranks * parts
+    if batch < needed:
+        cut = f" in each of schedule.accumulate={parts} parts" if parts > 1 else ""
         raise ConfigError(
-            f"schedule.batch {batch} leaves some of {ranks} workers without a page in every step, and a worker needs "
-            f"one; the nearest that does not is schedule.batch={ranks}, or give at most {batch} workers"
+            f"schedule.batch {batch} leaves some of {ranks} workers without a page{cut} in every step, and a worker "
+            f"needs one; the nearest that does not is schedule.batch={needed}, or give at most "
+            f"{max(1, batch // parts)} workers"
         )

@@ -25,11 +25,16 @@ def predict(
     batch: int,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> list[dict[str, Any]]:
-    """COCO results (boxes in image px, the dataset's category ids) of every page, in dataset order."""
+    """COCO results (boxes in image px, the dataset's category ids) of every page, in dataset order.
+
+    With several ``ranks``, of the share of pages that falls to ``rank``: each page falls to one of them.
+    """
     detector.eval()
     items = PageItems(dataset, view, seed=0, views=-1)
-    loader = page_loader(items, FiniteBatches(range(len(dataset)), batch, 0, 1), workers=0)
+    loader = page_loader(items, FiniteBatches(range(len(dataset)), batch, rank, ranks), workers=0)
     results: list[dict[str, Any]] = []
     for pages in loader:
         features = detector.features(pages.images.to(device), pages.image_sizes())

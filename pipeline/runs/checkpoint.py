@@ -1,7 +1,8 @@
 """Checkpoints: a folder per step that counts only when its manifest is there and every hash fits.
 
-``model.safetensors`` holds the weights, ``optimizer.pt`` the optimiser, ``state.json`` the rest, and
-``manifest.json``, written last, the SHA-256 of the others. A folder gets its name only when it is whole.
+``model.safetensors`` holds the weights, ``average.safetensors`` their moving average where there is one,
+``optimizer.pt`` the optimiser, ``state.json`` the rest, and ``manifest.json``, written last, the SHA-256 of the
+others. A folder gets its name only when it is whole.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pipeline.files import sha256_file
 logger = logging.getLogger(__name__)
 
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.pt", "state.json", "manifest.json"
+AVERAGE = "average.safetensors"
 STATE_VERSION = 1
 
 
@@ -36,7 +38,9 @@ class Checkpoint:
     step: int
     state: dict[str, Any]
     """What it was saved with besides tensors."""
-    model_sha256: str
+    weights: Path
+    """File of the weights that the run is judged by: their average where there is one."""
+    weights_sha256: str
 
 
 def newest_checkpoint(root: Path) -> Checkpoint | None:
@@ -56,13 +60,21 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         state = json.loads((folder / STATE).read_text())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} is no complete checkpoint ({error}); give another") from error
-    for name in (MODEL, OPTIMIZER, STATE):
+    average = [AVERAGE] if AVERAGE in hashes else []
+    for name in (MODEL, OPTIMIZER, STATE, *average):
         path = folder / name
         if not path.is_file() or sha256_file(path) != hashes.get(name):
             raise CheckpointError(f"{folder} is damaged: {name} does not fit its manifest; give another")
     if state.get("version") != STATE_VERSION:
         raise CheckpointError(f"{folder} has version {state.get('version')}, but this release reads {STATE_VERSION}")
-    return Checkpoint(folder=folder, step=int(state["step"]), state=state, model_sha256=hashes[MODEL])
+    judged = AVERAGE if average else MODEL
+    return Checkpoint(
+        folder=folder,
+        step=int(state["step"]),
+        state=state,
+        weights=folder / judged,
+        weights_sha256=hashes[judged],
+    )
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -107,6 +119,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) 
         optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} does not fit the optimiser ({str(error).splitlines()[0][:120]})") from error
+
+
+def step_folder(root: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` lies."""
+    return root / f"step-{step:08d}"
 
 
 def step_folders(root: Path) -> list[Path]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import logging
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,18 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pipeline.files import sha256_file, sync_folder, write_atomic, write_json
-from pipeline.runs.checkpoint import MANIFEST, MODEL, OPTIMIZER, STATE, STATE_VERSION, step_folders
+from pipeline.runs.checkpoint import (
+    AVERAGE,
+    MANIFEST,
+    MODEL,
+    OPTIMIZER,
+    STATE,
+    STATE_VERSION,
+    step_folder,
+    step_folders,
+)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,15 +36,31 @@ class Snapshot:
 
     step: int
     model: dict[str, Tensor]
+    average: dict[str, Tensor] | None
+    """Moving average of the model, where there is one."""
     optimizer: dict[str, Any]
     state: dict[str, Any]
     """What is kept besides tensors; must be JSON."""
 
+    def damage(self) -> str | None:
+        """The name of the first of its weights that is not finite."""
+        return next((name for name, value in self.model.items() if not torch.isfinite(value).all()), None)
 
-def snapshot(step: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Snapshot:
+
+def snapshot(
+    step: int,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    average: nn.Module | None = None,
+) -> Snapshot:
     """Copy what a checkpoint holds."""
     return Snapshot(
-        step=step, model=_copied(module.state_dict()), optimizer=_copied(optimizer.state_dict()), state=state
+        step=step,
+        model=_copied(module.state_dict()),
+        average=None if average is None else _copied(average.state_dict()),
+        optimizer=_copied(optimizer.state_dict()),
+        state=state,
     )
 
 
@@ -48,15 +77,18 @@ def write_checkpoint(root: Path, taken: Snapshot) -> Path:
 
     Raises OutputError on a full disk, or where the folder cannot be written.
     """
-    final = root / f"step-{taken.step:08d}"
+    final = step_folder(root, taken.step)
     building = root / f".step-{taken.step:08d}.building"
     _remove_leftovers(root)
     try:
         # By way of bytes, since neither library says that a disk is full in a way that can be told from damage.
         write_atomic(building / MODEL, save(taken.model))
+        if taken.average is not None:
+            write_atomic(building / AVERAGE, save(taken.average))
         write_atomic(building / OPTIMIZER, _saved(taken.optimizer))
         write_json(building / STATE, {"version": STATE_VERSION, "step": taken.step, **taken.state})
-        hashes = {name: sha256_file(building / name) for name in (MODEL, OPTIMIZER, STATE)}
+        names = sorted(path.name for path in building.iterdir())
+        hashes = {name: sha256_file(building / name) for name in names}
         write_json(building / MANIFEST, {"files": hashes})
         # Only a damaged one can stand there: a run goes on from the newest that is whole.
         shutil.rmtree(final, ignore_errors=True)
@@ -73,10 +105,11 @@ def _saved(content: Any) -> bytes:
     return buffer.getvalue()
 
 
-def prune(root: Path, keep: int, keep_every: int = 0) -> None:
-    """Drop all checkpoints but the newest ``keep`` and those of every ``keep_every`` steps (0: none of those)."""
+def prune(root: Path, keep: int, keep_every: int = 0, best: int | None = None) -> None:
+    """Drop all checkpoints but the newest ``keep``, those of every ``keep_every`` steps (0: none) and of ``best``."""
     for folder in sorted(step_folders(root))[:-keep]:
-        if not keep_every or int(folder.name.removeprefix("step-")) % keep_every:
+        step = int(folder.name.removeprefix("step-"))
+        if step != best and (not keep_every or step % keep_every):
             # Its manifest goes first, so that what a kill leaves of it counts as nothing.
             (folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
@@ -91,12 +124,22 @@ def _remove_leftovers(root: Path) -> None:
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time in a thread; a disk that is slower than their rhythm holds training up."""
+    """Writes one checkpoint at a time in a thread; a disk that is slower than their rhythm holds training up.
 
-    def __init__(self, root: Path, keep: int, keep_every: int = 0) -> None:
+    Args:
+        root: folder of checkpoints.
+        keep: how many of the newest are kept.
+        keep_every: of every so many steps one is kept; 0 keeps none of them.
+        best: asked for the step whose checkpoint is kept as the best.
+    """
+
+    def __init__(
+        self, root: Path, keep: int, keep_every: int = 0, best: Callable[[], int | None] = lambda: None
+    ) -> None:
         self.root = root
         self.keep = keep
         self.keep_every = keep_every
+        self.best = best
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write-checkpoint")
         self._pending: Future[None] | None = None
 
@@ -119,5 +162,9 @@ class CheckpointWriter:
             self._pool.shutdown()
 
     def _write(self, taken: Snapshot) -> None:
+        damaged = taken.damage()
+        if damaged is not None:
+            log.error("the checkpoint of step %d is not kept: %s is not finite", taken.step, damaged)
+            return
         write_checkpoint(self.root, taken)
-        prune(self.root, self.keep, self.keep_every)
+        prune(self.root, self.keep, self.keep_every, self.best())

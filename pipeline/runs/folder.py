@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from graphkd.errors import OutputError
 from pipeline.config import RunConfig, load_config
-from pipeline.files import claim_folder, leftovers, write_atomic
+from pipeline.files import append_line, claim_folder, leftovers, write_atomic
 from pipeline.runs.trained import CONFIG_FILE
 
+log = logging.getLogger(__name__)
+
+CHANGES_FILE = "changes.jsonl"
+SHOWN = 4
 # What may change between two starts of one run: where and how it runs, not what it computes.
 FREE = (
     "engine",
+    "compute.channels_last",
+    "compute.compile",
+    "schedule.accumulate",
     "data.train",  # it may move; checkpoints name its identity
     "data.loader_workers",
     "data.storage",
@@ -28,26 +39,36 @@ FREE = (
     "run.log_every",
     "run.ledger",
     "run.eval_batch",
+    "run.eval_every",
+    "run.patience",
 )
 
 
-def open_run_folder(config: RunConfig) -> None:
-    """Make the run folder and store the resolved config in it, or check that the run there is this one.
+def make_run_folder(config: RunConfig) -> Path:
+    """Make the run folder; raises OutputError where it holds something that is no run, or cannot be written."""
+    claim_folder(config.folder, CONFIG_FILE, "run")
+    return config.folder
 
-    Raises OutputError where the folder holds something else, or a run with another config, naming the difference.
+
+def open_run_folder(config: RunConfig, allow_changes: bool = False) -> None:
+    """Store the resolved config in the run folder, or check that the run there is this one.
+
+    Raises OutputError where it is a run with another config, naming the difference, unless that is allowed.
     """
     path = config.folder / CONFIG_FILE
-    claim_folder(config.folder, CONFIG_FILE, "run")
     for left in leftovers(config.folder):
         left.unlink(missing_ok=True)
     content = config.model_dump(mode="json")
     if path.exists():
         changes = list(_changes(load_config(path).model_dump(mode="json"), content))
-        if changes:
+        if changes and not allow_changes:
             raise OutputError(
-                f"{config.folder} holds a run with another config: {'; '.join(changes[:4])}; "
-                "give another name or run.folder, or delete it"
+                f"{config.folder} holds a run with another config: {'; '.join(changes[:SHOWN])}; "
+                "give another name or run.folder, delete it, or go on under the new one with --allow-changes"
             )
+        if changes:
+            log.warning("%s goes on under another config: %s", config.folder, "; ".join(changes))
+            append_line(config.folder / CHANGES_FILE, json.dumps({"time": time.time(), "changes": changes}))
     write_atomic(path, yaml.safe_dump(content, sort_keys=False))
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from graphkd.pages import PageBatch
+from pipeline.runs.lines import read_lines
 from pipeline.runs.world import World
 
 LEDGER_FOLDER = "ledger"
@@ -32,11 +32,11 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf8")
 
-    def recorded(self, batches: Iterable[WithBatch], first_step: int) -> Iterator[WithBatch]:
-        """Pass on batches, each with what else belongs to its step, after writing down their samples."""
-        for step, item in enumerate(batches, start=first_step):
+    def recorded(self, batches: Iterable[WithBatch], first_step: int, parts: int = 1) -> Iterator[WithBatch]:
+        """Pass on batches, ``parts`` a step, each with what else belongs to it, after writing down their samples."""
+        for number, item in enumerate(batches, start=first_step * parts):
             batch: PageBatch = item[0]
-            self._file.write(json.dumps({"step": step, "samples": batch.samples.tolist()}) + "\n")
+            self._file.write(json.dumps({"step": number // parts, "samples": batch.samples.tolist()}) + "\n")
             self._file.flush()  # to the system, which survives this process
             yield item
 
@@ -53,14 +53,8 @@ def read_ledger(folder: Path) -> dict[int, list[int]]:
     steps: dict[int, tuple[int, list[int]]] = {}
     for path in sorted((folder / LEDGER_FOLDER).glob("start-*-rank-*.jsonl")):
         _, start, _, _ = path.stem.split("-")
-        for line in _whole_lines(path):
+        for line in read_lines(path):
             found, samples = steps.get(line["step"], (0, []))
             kept = samples if found == int(start) else []
             steps[line["step"]] = (int(start), kept + line["samples"])
     return {step: samples for step, (_, samples) in sorted(steps.items())}
-
-
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for text in path.read_text(encoding="utf8").splitlines():
-        with suppress(json.JSONDecodeError):
-            yield json.loads(text)

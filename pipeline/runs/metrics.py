@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,16 +14,22 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from pipeline.files import append_line
+from pipeline.runs.lines import read_lines
 from pipeline.runs.world import World
 
+log = logging.getLogger(__name__)
+
 METRICS_FILE = "metrics.jsonl"
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
 
 
 class Metrics:
     """Averages each loss term between log lines; only the leading rank writes.
 
     A line holds step, loss and terms (means per page over all ranks), lr, pages_per_s, data_wait (share of the time,
-    0 to 1, that the leading rank waited for data) and seconds since this start.
+    0 to 1, that the leading rank waited for data), memory_gb (the most it used so far: of its GPU, else of its
+    process), seconds of training behind the step (what a kill lost is not counted) and time (Unix seconds).
     """
 
     def __init__(self, folder: Path, world: World, every: int, start_step: int) -> None:
@@ -37,13 +46,15 @@ class Metrics:
 
     def state(self) -> dict[str, Any]:
         """What has come since the last line, over all ranks, for a checkpoint; a collective."""
-        return {"sums": dict(zip(sorted(self._sums), self._summed(), strict=True)), "pages": self._pages}
+        sums = dict(zip(sorted(self._sums), self._summed(), strict=True))
+        return {"sums": sums, "pages": self._pages, "seconds": time.perf_counter() - self._begin}
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Go on from :meth:`state`: the next line is that of a run that was never stopped."""
         if state is None:
             return
         self._pages = int(state["pages"])
+        self._begin -= float(state.get("seconds", 0.0))
         own = state["sums"] if self.world.leads else dict.fromkeys(state["sums"], 0.0)
         device = self.world.device
         self._sums = {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in own.items()}
@@ -58,11 +69,16 @@ class Metrics:
         """Count time spent waiting for data."""
         self._waited += seconds
 
-    def add(self, terms: dict[str, Tensor], pages: int) -> None:
-        """Take in one step's terms, each [B], and its global number of pages."""
-        for name, values in terms.items():
-            summed = values.detach().double().sum()
-            self._sums[name] = self._sums[name] + summed if name in self._sums else summed
+    def paused(self, seconds: float) -> None:
+        """Leave time that was spent on something else, such as evaluating, out of the speed."""
+        self._since += seconds
+
+    def add(self, parts: list[dict[str, Tensor]], pages: int) -> None:
+        """Take in one step's terms, each [B], of every part of it, and its global number of pages."""
+        for terms in parts:
+            for name, values in terms.items():
+                summed = values.detach().double().sum()
+                self._sums[name] = self._sums[name] + summed if name in self._sums else summed
         self._pages += pages
 
     def log(self, step: int, rate: float, last: bool = False) -> dict[str, Any] | None:
@@ -79,7 +95,9 @@ class Metrics:
             "terms": terms,
             "pages_per_s": self._pages / (now - self._since),
             "data_wait": self._waited / (now - self._since),
+            "memory_gb": _memory_gb(self.world.device),
             "seconds": now - self._begin,
+            "time": time.time(),
         }
         self._since, self._waited, self._pages, self._sums = now, 0.0, 0, {}
         self._write(line)
@@ -88,10 +106,18 @@ class Metrics:
     def _write(self, line: dict[str, Any]) -> None:
         if self._events is None:
             return
-        with self._path.open("a", encoding="utf8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self._path, json.dumps(line))
+        log.info("%s", _in_words(line))
         for name, value in {"loss": line["loss"], "lr": line["lr"], **line["terms"]}.items():
             self._events.add_scalar(f"train/{name}", value, line["step"])
+        for name in ("pages_per_s", "data_wait", "memory_gb"):
+            self._events.add_scalar(f"speed/{name}", line[name], line["step"])
+
+    def score(self, step: int, figures: dict[str, float]) -> None:
+        """Show an evaluation's figures in TensorBoard."""
+        if self._events is not None:
+            for name, value in figures.items():
+                self._events.add_scalar(f"val/{name}", value, step)
 
     def close(self) -> None:
         """Flush TensorBoard events."""
@@ -99,15 +125,24 @@ class Metrics:
             self._events.close()
 
 
+def _memory_gb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / 1e9
+
+
+def _in_words(line: dict[str, Any]) -> str:
+    terms = " ".join(f"{name} {value:.4g}" for name, value in line["terms"].items())
+    return (
+        f"step {line['step']}: loss {line['loss']:.4g} ({terms}), lr {line['lr']:.3g}, {line['pages_per_s']:.3g} "
+        f"pages/s, waited {100 * line['data_wait']:.1f} % for data, {line['memory_gb']:.2f} GB"
+    )
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Lines of a run's metrics by step; a step redone after a restart counts once, a cut-off last line not at all."""
-    path = folder / METRICS_FILE
     lines: list[dict[str, Any]] = []
-    for text in path.read_text(encoding="utf8").splitlines() if path.exists() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
+    for line in read_lines(folder / METRICS_FILE):
         while lines and lines[-1]["step"] >= line["step"]:
             lines.pop()
         lines.append(line)

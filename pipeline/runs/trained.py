@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -12,7 +13,17 @@ from graphkd.errors import CheckpointError, ConfigError
 from pipeline.config import RunConfig, load_config
 from pipeline.data.dataset import PackedDataset
 from pipeline.files import fingerprint
-from pipeline.runs.checkpoint import Checkpoint, load_weights, newest_checkpoint, open_checkpoint, restore_module
+from pipeline.runs.checkpoint import (
+    Checkpoint,
+    load_weights,
+    newest_checkpoint,
+    open_checkpoint,
+    restore_module,
+    step_folder,
+)
+from pipeline.runs.evaluations import best_step, read_evaluations
+
+log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -67,8 +78,17 @@ def run_config(folder: Path) -> RunConfig:
 
 
 def run_checkpoint(folder: Path) -> Checkpoint:
-    """The newest complete checkpoint of a run; raises CheckpointError where there is none."""
-    checkpoint = newest_checkpoint(folder / CHECKPOINTS)
+    """The checkpoint that a run is judged by and teaches with: of its best evaluation in training, else the newest.
+
+    Raises CheckpointError where there is none that is complete.
+    """
+    best = best_step(read_evaluations(folder))
+    try:
+        checkpoint = None if best is None else open_checkpoint(step_folder(folder / CHECKPOINTS, best))
+    except CheckpointError as error:
+        log.warning("the newest checkpoint stands in for the best: %s", error)
+        checkpoint = None
+    checkpoint = checkpoint or newest_checkpoint(folder / CHECKPOINTS)
     if checkpoint is None:
         raise CheckpointError(
             f"{folder} has no complete checkpoint; train it first: graphkd train {folder / CONFIG_FILE}"
@@ -90,7 +110,7 @@ def trained_detector(
 
 
 def _detector_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    tensors = load_weights(checkpoint.folder / "model.safetensors")
+    tensors = load_weights(checkpoint.weights)
     return {
         name.removeprefix(DETECTOR_PREFIX): value for name, value in tensors.items() if name.startswith(DETECTOR_PREFIX)
     }
@@ -110,6 +130,6 @@ def checkpoint_at(path: Path) -> Checkpoint:
 def teacher_identity(config: RunConfig, checkpoint: Checkpoint) -> dict[str, str]:
     """What a teacher's signals depend on, by name: its weights and its detector config."""
     return {
-        "teacher weights": checkpoint.model_sha256,
+        "teacher weights": checkpoint.weights_sha256,
         "detector config": fingerprint(config.detector.model_dump(mode="json", exclude={"weights"})),
     }

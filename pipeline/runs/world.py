@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from graphkd.errors import StoppedError
+
 CPU = torch.device("cpu")
+LONGEST_WAIT = timedelta(hours=2)
+"""Of a rank for the others; the first may be computing a teacher's statistics."""
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +28,8 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = CPU
+    side: Any = None
+    """gloo group of all ranks, for what goes between their processes without waiting for a GPU; None for one rank."""
 
     @property
     def leads(self) -> bool:
@@ -32,20 +43,48 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def gather(self, value: Value) -> list[Value]:
+        """What every rank gives, in their order; a collective. It must be small: all get all of it."""
+        gathered: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(gathered, value, group=self.side)
+        return gathered
 
-def local_world(device: str = "auto") -> World:
+    def collect(self, value: Value) -> list[Value]:
+        """What every rank gives, in their order, to the leading rank; an empty list to the others. A collective."""
+        if self.size == 1:
+            return [value]
+        collected: list[Any] = [None] * self.size if self.leads else []
+        dist.gather_object(value, collected if self.leads else None, dst=0, group=self.side)
+        return collected
+
+
+def joined_world(rank: int, size: int, device: torch.device) -> World:
+    """The world of a process whose process group is there, where it has one; a collective."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    side = dist.new_group(backend="gloo") if size > 1 else None
+    return World(rank=rank, size=size, device=device, side=side)
+
+
+@contextmanager
+def local_world(device: str = "auto") -> Iterator[World]:
     """The world that torchrun describes in the environment, or this one process."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     where = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
-    if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
-    return World(rank=int(os.environ.get("RANK", "0")), size=size, device=where)
+    if size > 1:
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    try:
+        yield joined_world(int(os.environ.get("RANK", "0")), size, where)
+    except StoppedError:  # which all ranks raise
+        _leave(size)
+        raise
+    _leave(size)
 
 
-def leave(world: World) -> None:
-    """End together with the other ranks: one that leaves first can make the others' last messages fail."""
-    if world.size > 1:
-        dist.barrier()
+def _leave(size: int) -> None:
+    if size > 1:
+        dist.barrier()  # one that leaves first can make the others' last messages fail
         dist.destroy_process_group()
 
 

@@ -21,7 +21,7 @@ from pipeline.data.order import SampleRef
 from pipeline.teacher.cache_read import CachedTeacher
 from pipeline.teacher.identity import open_teacher
 from pipeline.teacher.precision import Precision
-from pipeline.train.session import build_step
+from pipeline.train.building import build_step
 
 LOSS_BOUND: dict[Precision, float] = {"fp32": 1e-3, "fp16": 5e-3, "int8": 5e-2}
 """Largest relative difference of a distillation loss between cached and live signals. Rounding alone stays well below;

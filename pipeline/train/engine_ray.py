@@ -7,7 +7,9 @@ in the run folder, in whatever state Ray's files are.
 from __future__ import annotations
 
 import os
+import shutil
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +18,12 @@ from graphkd.errors import ConfigError
 from pipeline.config import RunConfig
 from pipeline.ray_session import own_error, ray_session
 from pipeline.train.stopping import stop_file, stopped
+
+RAY_FOLDER = "ray"
+RESIZE_S = 30.0
+"""Between looks at whether there is room for more workers."""
+ASK_EVERY = 10
+"""Steps between questions about nodes that are to go; each costs all workers a call to an actor."""
 
 
 def run_ray(config: RunConfig) -> None:
@@ -29,16 +37,22 @@ def run_ray(config: RunConfig) -> None:
         raise ConfigError(
             "engine.name is ray, but Ray is not installed; pip install 'graphkd[ray]' or --engine local"
         ) from error
-    with ray_session(config.engine.workers):
+    storage = config.folder / RAY_FOLDER
+    shutil.rmtree(storage, ignore_errors=True)  # of earlier starts, which decide nothing
+    with ray_session(config.engine.most):
         use_gpu = config.engine.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+        scaling: dict[str, Any] = {
+            "num_workers": config.engine.workers,
+            "use_gpu": use_gpu,
+            "elastic_resize_monitor_interval_s": RESIZE_S,
+        }
         trainer = TorchTrainer(
             _worker,
             train_loop_config={"config": config.model_dump(mode="json"), "directory": os.getcwd()},
-            scaling_config=ScalingConfig(num_workers=config.engine.workers, use_gpu=use_gpu),
+            scaling_config=ScalingConfig(**scaling),
             run_config=RayRunConfig(
-                # A name of its own for each start: an older start's snapshot must not decide anything.
                 name=f"start-{time.time_ns()}",
-                storage_path=str((config.folder / "ray").resolve()),
+                storage_path=str(storage.resolve()),
                 failure_config=FailureConfig(max_failures=config.engine.max_failures),
             ),
         )
@@ -56,12 +70,32 @@ def _worker(given: dict[str, Any]) -> None:
     import ray.train.torch
 
     from pipeline.config import resolve
-    from pipeline.runs.world import World
+    from pipeline.runs.world import joined_world
     from pipeline.train.session import run_worker
 
     os.chdir(given["directory"])
     config = resolve(given["config"], "the submitted config")
     context = ray.train.get_context()
     torch.set_num_threads(config.engine.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=ray.train.torch.get_device())
-    run_worker(config, world)
+    world = joined_world(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    run_worker(config, world, _preemption())
+
+
+def _preemption() -> Callable[[], bool]:
+    """Says once for each node whose end Ray announces that a checkpoint is due; a collective of all workers."""
+    import ray.train
+
+    announced: set[str] = set()
+    calls = 0
+
+    def going() -> bool:
+        nonlocal calls
+        calls += 1
+        if calls % ASK_EVERY or not hasattr(ray.train, "get_preemption_info"):  # Ray before 2.60 knows of none
+            return False
+        info = ray.train.get_preemption_info()
+        fresh = set(info.preempted_node_ids) - announced if info else set()
+        announced.update(fresh)
+        return bool(fresh)
+
+    return going

@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 
-from graphkd.errors import TrainingError
 from graphkd.pages import PageBatch
-from pipeline.config.schema import ScheduleConfig
+from pipeline.config.schema import ComputeConfig, ScheduleConfig
 from pipeline.data.order import sample_seed
 from pipeline.runs.metrics import Metrics
 from pipeline.runs.world import World
 from pipeline.teacher.source import SignalSource
+from pipeline.train.compute import WeightAverage, autocast
+from pipeline.train.finite import Terms, spoiled, spoiled_error
 from pipeline.train.optim import learning_rate, set_learning_rate
 
 Item = TypeVar("Item")
@@ -30,18 +35,23 @@ class Training:
     step: nn.Module
     """Gives loss terms [B] from (batch, signals); wrapped for several ranks."""
     optimizer: torch.optim.Optimizer
+    scaler: GradScaler
+    average: WeightAverage
     schedule: ScheduleConfig
     """Already scaled to its batch."""
+    compute: ComputeConfig
     source: SignalSource
     metrics: Metrics
     world: World
     first_step: int
-    after_step: Callable[[int, bool], None]
-    """Called with (steps done, whether this was the last step of this start)."""
+    after_step: Callable[[int, bool], bool]
+    """Called with (steps done, whether all ranks leave now); says whether the run ends here for good."""
     leaving: Callable[[], bool]
-    """Asked after every step whether all ranks end here, before the schedule does."""
+    """Asked after every step whether all ranks leave, before the schedule ends."""
     seed: int
     """Of the run; keys what networks draw from torch's own generator, such as dropped paths."""
+    name: Callable[[int], str]
+    """The key of a sample, for messages."""
 
 
 def train(run: Training, batches: Iterable[tuple[PageBatch, Any]]) -> None:
@@ -50,33 +60,49 @@ def train(run: Training, batches: Iterable[tuple[PageBatch, Any]]) -> None:
     Raises TrainingError before the optimiser step that a loss or gradient that is not finite would have spoiled.
     """
     parameters = [parameter for parameter in run.step.parameters() if parameter.requires_grad]
-    for done, (batch, read) in enumerate(_timed(batches, run.metrics), start=run.first_step):
-        on_device = batch.to(run.world.device)
+    for done, parts in enumerate(_grouped(_timed(batches, run.metrics), run.schedule.accumulate), run.first_step):
         torch.manual_seed(sample_seed(run.seed, done, run.world.rank))  # a function of the step, so nothing to restore
-        terms = run.step(on_device, run.source.signals(on_device, read))
-        loss = global_mean(terms, run.schedule.batch, run.world)
         run.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        said = [_backward(run, *part, last=number == len(parts)) for number, part in enumerate(parts, start=1)]
+        run.scaler.unscale_(run.optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, run.schedule.clip_norm or math.inf)
-        _require_finite(norm, done, terms, batch)
+        if spoiled(norm, said, run.scaler, run.world):
+            run.after_step(done, True)
+            raise spoiled_error(done, said, run.name, run.world)
         rate = learning_rate(run.schedule, done)
         set_learning_rate(run.optimizer, rate)
-        run.optimizer.step()
-        run.metrics.add(terms, run.schedule.batch)
-        ends = done + 1 == run.schedule.steps
-        run.metrics.log(done + 1, rate, last=ends)
-        leaves = run.leaving() or ends
-        run.after_step(done + 1, leaves)
-        if leaves:
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        run.average.update()
+        run.metrics.add([terms for _, terms in said], run.schedule.batch)
+        run.metrics.log(done + 1, rate, last=done + 1 == run.schedule.steps)
+        leaves = run.leaving()
+        if run.after_step(done + 1, leaves) or leaves:
             return
 
 
-def global_mean(terms: dict[str, Tensor], global_batch: int, world: World) -> Tensor:
+def _backward(run: Training, batch: PageBatch, read: Any, *, last: bool) -> tuple[Tensor, Terms]:
+    """Add a part's gradients, which ranks average with the last one; gives its samples and loss terms."""
+    with run.step.no_sync() if not last and isinstance(run.step, DistributedDataParallel) else nullcontext():
+        on_device = batch.to(run.world.device)
+        signals = run.source.signals(on_device, read)
+        with autocast(run.compute, run.world.device):
+            terms = run.step(on_device, signals)
+        run.scaler.scale(global_mean(terms, run.schedule.batch, run.world)).backward()
+    return batch.samples, terms
+
+
+def global_mean(terms: Terms, global_batch: int, world: World) -> Tensor:
     """Sum of all terms over this rank's pages, over the global batch, times the ranks that DDP averages over.
 
     Ranks with unequal shares of pages then weigh as they should.
     """
     return torch.stack([values.sum() for values in terms.values()]).sum() * world.size / global_batch
+
+
+def _grouped(batches: Iterator[Item], parts: int) -> Iterator[list[Item]]:
+    while group := list(islice(batches, parts)):
+        yield group
 
 
 def _timed(batches: Iterable[Item], metrics: Metrics) -> Iterator[Item]:
@@ -88,14 +114,3 @@ def _timed(batches: Iterable[Item], metrics: Metrics) -> Iterator[Item]:
         if batch is None:
             return
         yield batch
-
-
-def _require_finite(norm: Tensor, step: int, terms: dict[str, Tensor], batch: PageBatch) -> None:
-    # The norm of averaged gradients is the same on every rank, so all of them stop here together.
-    if torch.isfinite(norm):
-        return
-    parts = ", ".join(f"{name} {float(values.detach().sum()):.4g}" for name, values in terms.items())
-    raise TrainingError(
-        f"step {step}: gradients are not finite (samples {batch.samples.tolist()}; {parts}); "
-        "lower schedule.lr, set schedule.clip_norm, or look at those pages"
-    )

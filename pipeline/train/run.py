@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from graphkd.errors import ConfigError
@@ -12,9 +14,11 @@ from pipeline.evaluate.detector import evaluate
 from pipeline.files import write_json
 from pipeline.runs.checkpoint import Checkpoint, newest_checkpoint
 from pipeline.runs.checkpoint_save import prune
-from pipeline.runs.folder import open_run_folder
+from pipeline.runs.evaluations import best_step, out_of_patience, read_evaluations
+from pipeline.runs.folder import make_run_folder, open_run_folder
+from pipeline.runs.starts import only_one
 from pipeline.runs.trained import CHECKPOINTS, dataset_classes, run_checkpoint, trained_detector
-from pipeline.runs.world import pick_device
+from pipeline.runs.world import World, local_world, pick_device
 from pipeline.teacher.cache_read import CachedTeacher
 from pipeline.teacher.identity import TeacherRun, cache_identity, open_teacher
 from pipeline.teacher.statistics import ensure_statistics
@@ -26,10 +30,11 @@ EVALUATION_FILE = "eval.json"
 PREDICTIONS_FILE = "predictions.json"
 
 
-def prepare(config: RunConfig) -> None:
+def prepare(config: RunConfig, allow_changes: bool = False) -> None:
     """Check everything that can be wrong before workers start, and open the run folder.
 
-    Raises the UserError of whatever is missing or does not fit: dataset, classes, teacher, cache, run folder.
+    With ``allow_changes`` a run goes on under a config that computes something else. Raises the UserError of whatever
+    is missing or does not fit: dataset, classes, teacher, cache, run folder.
     """
     dataset = PackedDataset(config.data.train, config.data.storage)
     dataset_classes(config, dataset)
@@ -44,7 +49,8 @@ def prepare(config: RunConfig) -> None:
         if config.teacher.signals == "cache":
             identity = cache_identity(config, teacher, dataset)
             CachedTeacher(config.cache_location, dataset, identity, config.data.storage)
-    open_run_folder(config)
+    with only_one(make_run_folder(config)):
+        open_run_folder(config, allow_changes)
     if config.method.name != "none" and config.teacher is not None:
         device = pick_device(config.engine.device, 0)
         ensure_statistics(config, open_teacher(config), dataset, device)
@@ -69,15 +75,43 @@ def _require_categorizer(config: RunConfig, teacher: TeacherRun) -> None:
         )
 
 
-def train_run(config: RunConfig, progress: Callable[[dict[str, Any]], None] | None = None) -> Checkpoint:
-    """Train to the end of the schedule, or find that it was reached; ``progress`` gets lines of the metrics."""
-    prepare(config)
-    checkpoint = newest_checkpoint(config.folder / CHECKPOINTS)
-    if checkpoint is None or checkpoint.step < config.schedule.scaled().steps:
-        with followed(config.folder, progress):
-            run_ray(config) if config.engine.name == "ray" else run_local(config)
-    prune(config.folder / CHECKPOINTS, config.run.keep, config.run.keep_every)  # where a kill came before that
+def train_run(
+    config: RunConfig,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+    allow_changes: bool = False,
+) -> Checkpoint:
+    """Train to the end, or find that it was reached; ``progress`` gets lines of the metrics.
+
+    Under torchrun every rank calls it; the first prepares for all. Gives the checkpoint that the run is judged by.
+    """
+    leads = config.engine.name == "ray" or int(os.environ.get("RANK", "0")) == 0
+    if leads:
+        prepare(config, allow_changes)
+    with local_world(config.engine.device) if config.engine.name == "local" else nullcontext() as world:
+        if not _agreed_finished(config, world):
+            with followed(config.folder, progress if leads else None):
+                run_ray(config) if world is None else run_local(config, world)
+    if leads:  # where a kill came before that
+        best = best_step(read_evaluations(config.folder))
+        prune(config.folder / CHECKPOINTS, config.run.keep, config.run.keep_every, best)
     return run_checkpoint(config.folder)
+
+
+def is_finished(config: RunConfig) -> bool:
+    """Whether nothing is left to train, nor to evaluate where that is done during training."""
+    checkpoint = newest_checkpoint(config.folder / CHECKPOINTS)
+    if checkpoint is None:
+        return False
+    evaluations = read_evaluations(config.folder, checkpoint.step)
+    if out_of_patience(evaluations, config.run.patience):
+        return True
+    owes = config.run.eval_every and all(line["step"] != checkpoint.step for line in evaluations)
+    return checkpoint.step >= config.schedule.scaled().steps and not owes
+
+
+def _agreed_finished(config: RunConfig, world: World | None) -> bool:
+    # The first rank's gather comes after it has prepared; the others wait for it here.
+    return is_finished(config) if world is None else world.gather(is_finished(config) if world.leads else True)[0]
 
 
 def evaluate_run(
@@ -95,7 +129,7 @@ def evaluate_run(
     figures, results = evaluate(detector, dataset, view, batch=batch, device=device, progress=progress)
     parameters = sum(parameter.numel() for parameter in detector.parameters())
     figures |= {"step": checkpoint.step, "parameters": parameters}
-    figures |= {"dataset": dataset.identity, "model": checkpoint.model_sha256}
+    figures |= {"dataset": dataset.identity, "model": checkpoint.weights_sha256}
     write_json(config.folder / PREDICTIONS_FILE, results)
     write_json(config.folder / EVALUATION_FILE, figures)
     return figures

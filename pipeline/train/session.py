@@ -3,81 +3,160 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from graphkd.distill import TrainingStep
-from graphkd.errors import ConfigError
-from graphkd.inheriting import inherit
 from graphkd.pages import PageBatch
 from pipeline.config import RunConfig
 from pipeline.data.batches import StepBatches
 from pipeline.data.dataset import PackedDataset
 from pipeline.data.loader import PageItems, page_loader, within_budget
 from pipeline.data.order import CanonicalOrder, require_pages_for_all
-from pipeline.data.state import DataState, read_state
-from pipeline.runs.checkpoint import (
-    MODEL,
-    load_weights,
-    newest_checkpoint,
-    restore_module,
-    restore_optimizer,
-)
-from pipeline.runs.checkpoint_save import CheckpointWriter, snapshot
+from pipeline.runs.checkpoint_save import CheckpointWriter
 from pipeline.runs.ledger import Ledger
 from pipeline.runs.metrics import Metrics
-from pipeline.runs.trained import CHECKPOINTS, dataset_classes, new_detector, start_from
+from pipeline.runs.starts import Record, logged_to, only_one
+from pipeline.runs.trained import CHECKPOINTS
 from pipeline.runs.world import World
-from pipeline.teacher.cache_read import CachedTeacher
-from pipeline.teacher.identity import TeacherRun, cache_identity, open_teacher, statistics_identity
-from pipeline.teacher.source import LiveTeacher, NoTeacher, SignalSource
-from pipeline.teacher.statistics import read_statistics
+from pipeline.teacher.source import SignalSource
+from pipeline.train.building import build_step, signal_source
+from pipeline.train.compute import WeightAverage, arrange, grad_scaler, prepare_process
+from pipeline.train.judging import Judge
 from pipeline.train.loop import Training, train
 from pipeline.train.optim import build_optimizer
+from pipeline.train.state import TrainingState
 from pipeline.train.stopping import Stopping, listening
 
 log = logging.getLogger(__name__)
 
 
-def run_worker(config: RunConfig, world: World) -> int:
-    """Train ``config`` as one of ``world``'s workers; gives the number of the signal that ended it early, or 0."""
+def never() -> bool:
+    """No engine knows of a node that is about to go."""
+    return False
+
+
+def run_worker(config: RunConfig, world: World, going: Callable[[], bool] = never) -> int:
+    """Train ``config`` as one of ``world``'s workers; gives the number of the signal that ended it early, or 0.
+
+    Args:
+        config: of the run; its folder is there.
+        world: all workers, which train together.
+        going: asked after every step by all ranks alike: whether a node goes soon, so that a checkpoint is due now.
+    """
+    with only_one(config.folder) if world.leads else nullcontext(), logged_to(config.folder, world):
+        world.gather(None)  # nobody looks for checkpoints while a start that was killed may still write one
+        return _train(config, world, going)
+
+
+def _train(config: RunConfig, world: World, going: Callable[[], bool]) -> int:
     dataset = PackedDataset(config.data.train, config.data.storage)
     schedule = config.schedule.scaled()
-    require_pages_for_all(schedule.batch, world.size)
+    require_pages_for_all(schedule.batch, world.size, schedule.accumulate)
     _say_what_varies(config, world)
-    module = build_step(config, dataset, world.device).train()
-    optimizer = build_optimizer(module, schedule)
-    first, state = _restore(config, dataset, module, optimizer)
+    prepare_process(config.compute)
+    state = _new_state(config, dataset, world)
+    checkpoint = state.restore()
+    first = 0 if checkpoint is None else checkpoint.step
     metrics = Metrics(config.folder, world, config.run.log_every, first)
-    metrics.restore(state.get("metrics"))
-    writer = CheckpointWriter(config.folder / CHECKPOINTS, config.run.keep, config.run.keep_every)
-    source, stopping = signal_source(config, dataset, world.device), Stopping(config.folder, world)
-    run = Training(
-        step=_distributed(module, world),
-        optimizer=optimizer,
-        schedule=schedule,
-        source=source,
-        metrics=metrics,
-        world=world,
-        first_step=first,
-        after_step=_after_step(config, dataset, world, module, optimizer, metrics, writer),
-        leaving=stopping.agreed,
-        seed=config.run.seed,
+    metrics.restore(None if checkpoint is None else checkpoint.state.get("metrics"))
+    judge = Judge(config, world, state.average, metrics, first)
+    with ExitStack() as stack:
+        record = stack.enter_context(_recorded(config, world, metrics, first))
+        stack.enter_context(closing(metrics))
+        saving = _Saving(state, metrics, judge, going, first)
+        stack.enter_context(closing(saving.writer))
+        stopping = stack.enter_context(closing(Stopping(config.folder, world)))
+        stack.enter_context(listening(stopping.receive))
+        source = signal_source(config, dataset, world.device)
+        if not saving.evaluated(first):  # a kill may have come before a checkpoint was evaluated
+            run = Training(
+                step=_distributed(arrange(state.module, config.compute), world),
+                optimizer=state.optimizer,
+                scaler=state.scaler,
+                average=state.average,
+                schedule=schedule,
+                compute=config.compute,
+                source=source,
+                metrics=metrics,
+                world=world,
+                first_step=first,
+                after_step=saving.after_step,
+                leaving=stopping.agreed,
+                seed=config.run.seed,
+                name=lambda sample: dataset.record(sample).key,
+            )
+            train(run, stack.enter_context(_batches(config, dataset, world, first, source)))
+        ended = metrics.last_step == schedule.steps or judge.enough()
+        number = 0 if ended else stopping.signal
+        record.why = signal.Signals(number).name if number else record.why
+    return number
+
+
+def _new_state(config: RunConfig, dataset: PackedDataset, world: World) -> TrainingState:
+    schedule = config.schedule.scaled()
+    module = build_step(config, dataset, world.device).train()
+    return TrainingState(
+        config=config,
+        dataset=dataset,
+        module=module,
+        average=WeightAverage(module, schedule.ema),
+        optimizer=build_optimizer(module, schedule),
+        scaler=grad_scaler(config.compute, world.device),
     )
-    with (
-        closing(metrics),
-        closing(writer),
-        closing(stopping),
-        listening(stopping.receive),
-        _batches(config, dataset, world, first, source) as batches,
-    ):
-        train(run, batches)
-    return stopping.signal if metrics.last_step < schedule.steps else 0
+
+
+class _Saving:
+    """What happens between two steps: checkpoints, and evaluations of what they hold."""
+
+    def __init__(
+        self, state: TrainingState, metrics: Metrics, judge: Judge, going: Callable[[], bool], first: int
+    ) -> None:
+        settings = state.config.run
+        self.writer = CheckpointWriter(
+            state.config.folder / CHECKPOINTS, settings.keep, settings.keep_every, judge.best
+        )
+        self.state, self.metrics, self.judge, self.going = state, metrics, judge, going
+        self.every = settings.checkpoint_every
+        self.saved = first
+
+    def after_step(self, done: int, leaves: bool) -> bool:
+        """Save where it is due, then evaluate; whether the run ends here for good."""
+        due, ends = self.judge.due(done), done == self.judge.steps
+        if (self.going() or leaves or due or ends or done % self.every == 0) and done > self.saved:
+            taken = self.state.snapshot(done, self.metrics, self.judge.best())
+            if taken is not None:
+                self.writer.save(taken)
+            self.saved = done
+        # Whoever asks all to leave waits for less than an evaluation takes; the next start owes it.
+        return self.evaluated(done) if ends or not leaves else False
+
+    def evaluated(self, done: int) -> bool:
+        """Evaluate where it is due; whether the run ends after ``done`` steps for good."""
+        if self.judge.due(done):
+            self.judge.judge(done)
+        return done == self.judge.steps or self.judge.enough()
+
+
+@contextmanager
+def _recorded(config: RunConfig, world: World, metrics: Metrics, first: int) -> Iterator[Record]:
+    """Write down this start and how it ends; a kill leaves it without an end."""
+    record = Record(config.folder, world, first)
+    if first and world.leads:
+        log.info("going on from step %d with %d workers", first, world.size)
+    try:
+        yield record
+    except BaseException as error:
+        record.why = f"{type(error).__name__}: {error}"[:300]
+        raise
+    finally:
+        record.last_step = metrics.last_step
+        record.end()
 
 
 @contextmanager
@@ -87,7 +166,7 @@ def _batches(
     """What this rank reads of the global batches from step ``first`` on; written to the ledger where there is one."""
     schedule, tolerated = config.schedule.scaled(), config.data.bad_samples
     order = CanonicalOrder(dataset.shard_sizes, config.run.seed, schedule.batch)
-    places = StepBatches(order, schedule.batch, world.rank, world.size, first, schedule.steps)
+    places = StepBatches(order, schedule.batch, world.rank, world.size, first, schedule.steps, schedule.accumulate)
     items = PageItems(dataset, config.data.view, config.run.seed, config.views, stand_ins=tolerated > 0)
     loader = page_loader(items, places, config.data.loader_workers, pin=world.device.type == "cuda")
     batches = source.ahead(within_budget(loader, tolerated))
@@ -95,7 +174,7 @@ def _batches(
         yield batches
         return
     with closing(Ledger(config.folder, world)) as ledger:
-        yield ledger.recorded(batches, first)
+        yield ledger.recorded(batches, first, schedule.accumulate)
 
 
 def _say_what_varies(config: RunConfig, world: World) -> None:
@@ -105,91 +184,6 @@ def _say_what_varies(config: RunConfig, world: World) -> None:
             "workers share schedule.batch %d; frozen, sync (GPU) and group do not",
             config.schedule.batch,
         )
-
-
-def build_step(config: RunConfig, dataset: PackedDataset, device: torch.device) -> TrainingStep:
-    """The detector with its first weights, the method, and the teacher's statistics where one takes part."""
-    detector = new_detector(config, dataset_classes(config, dataset))
-    if config.run.init is not None:
-        anew = start_from(detector, config.run.init)
-        log.info("starting from %s; %d tensors start anew: %s", config.run.init, len(anew), ", ".join(anew) or "none")
-    statistics = None
-    if config.method.name != "none":
-        teacher = open_teacher(config)
-        identity = statistics_identity(config, teacher, dataset)
-        statistics = read_statistics(config.cache_location, identity, config.data.storage).to(device)
-        if config.method.inherits and same_anchors(config, teacher):
-            taken = inherit(detector, teacher.detector(dataset.num_classes, torch.device("cpu")), config.method)
-            log.info("%d tensors inherited from %s", len(taken), teacher.settings.run)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.run.seed)
-        return TrainingStep(detector, config.method, statistics).to(device)
-
-
-def same_anchors(config: RunConfig, teacher: TeacherRun) -> bool:
-    """Whether student and teacher propose from the same anchors, without which a proposal head means something else.
-
-    Raises ConfigError where they do not and ``method.inherit`` asks for the teacher's heads.
-    """
-    ours, theirs = config.detector, teacher.config.detector
-    same = (ours.anchor_sizes, ours.aspect_ratios) == (theirs.anchor_sizes, theirs.aspect_ratios)
-    if not same and config.method.inherit:
-        raise ConfigError(
-            f"method.inherit is true, but the student has anchors {ours.anchor_sizes}, {ours.aspect_ratios} and the "
-            f"teacher {theirs.anchor_sizes}, {theirs.aspect_ratios}; give both the same, or leave method.inherit out"
-        )
-    return same
-
-
-def signal_source(config: RunConfig, dataset: PackedDataset, device: torch.device) -> SignalSource:
-    """Live teacher, cache or nothing, as the config says."""
-    if config.method.name == "none" or config.teacher is None:
-        return NoTeacher()
-    teacher = open_teacher(config)
-    if config.teacher.signals == "live":
-        describe = config.teacher.store == "descriptors"
-        detector = teacher.detector(dataset.num_classes, device)
-        return LiveTeacher(detector, config.teacher.nodes, config.method, describe)
-    identity = cache_identity(config, teacher, dataset)
-    return CachedTeacher(config.cache_location, dataset, identity, config.data.storage)
-
-
-def _restore(
-    config: RunConfig, dataset: PackedDataset, module: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, dict[str, Any]]:
-    """Steps done and the state of the newest whole checkpoint, which module and optimiser get; (0, {}) without one."""
-    checkpoint = newest_checkpoint(config.folder / CHECKPOINTS)
-    if checkpoint is None:
-        return 0, {}
-    state = read_state(checkpoint.state.get("data"), checkpoint.step, str(checkpoint.folder))
-    state.require_same_order(_data_state(config, dataset, checkpoint.step), str(checkpoint.folder))
-    restore_module(module, load_weights(checkpoint.folder / MODEL), checkpoint.folder)
-    restore_optimizer(optimizer, checkpoint)
-    return checkpoint.step, checkpoint.state
-
-
-def _data_state(config: RunConfig, dataset: PackedDataset, step: int) -> DataState:
-    batch = config.schedule.batch
-    return DataState(dataset=dataset.identity, seed=config.run.seed, batch=batch, position=step * batch)
-
-
-def _after_step(
-    config: RunConfig,
-    dataset: PackedDataset,
-    world: World,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    metrics: Metrics,
-    writer: CheckpointWriter,
-) -> Callable[[int, bool], None]:
-    def after_step(done: int, leaves: bool) -> None:
-        if not leaves and done % config.run.checkpoint_every:
-            return
-        state = {"data": _data_state(config, dataset, done).model_dump(), "metrics": metrics.state()}
-        if world.leads:
-            writer.save(snapshot(done, module, optimizer, state))
-
-    return after_step
 
 
 def _distributed(module: TrainingStep, world: World) -> nn.Module:

@@ -7,9 +7,9 @@ from pipeline.data.dataset import PackedDataset
 from pipeline.data.loader import PageItems, collate
 from pipeline.data.order import SampleRef
 from pipeline.runs.world import World, pick_device
+from pipeline.train.building import build_step, signal_source
 from pipeline.train.loop import global_mean
 from pipeline.train.optim import build_optimizer
-from pipeline.train.session import build_step, signal_source
 
 
 def smoke(config: RunConfig, steps: int = 10) -> list[float]:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,8 +32,6 @@ class Stopping:
         """The signal that all ranks agreed to leave for; 0 while there is none."""
         self._file = folder / STOP_FILE
         self._received = 0
-        # Of its own, so that a GPU is never waited for.
-        self._group: Any = dist.new_group(backend="gloo") if world.size > 1 else None
         self._largest = torch.zeros(1, dtype=torch.int64)
         self._pending: dist.Work | None = None
 
@@ -45,12 +42,12 @@ class Stopping:
     def agreed(self) -> bool:
         """Called once after every step: whether all ranks leave now; what comes in counts one step later."""
         own = self._received or (signal.SIGTERM if self.world.leads and self._file.exists() else 0)
-        if self._group is None:
+        if self.world.size == 1:
             self.signal = int(own)
             return bool(own)
         self.close()
         self._largest.fill_(int(own))
-        self._pending = dist.all_reduce(self._largest, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = dist.all_reduce(self._largest, op=dist.ReduceOp.MAX, group=self.world.side, async_op=True)
         return bool(self.signal)
 
     def close(self) -> None:

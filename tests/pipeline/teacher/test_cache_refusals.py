@@ -21,8 +21,8 @@ from pipeline.data.order import SampleRef
 from pipeline.data.pack import pack
 from pipeline.teacher.cache_index import read_cache_index
 from pipeline.teacher.cache_verify import verify_cache
+from pipeline.train.building import signal_source
 from pipeline.train.run import train_run
-from pipeline.train.session import signal_source
 from tests.common import build_here, small_run
 from tests.conftest import write_coco
 from tests.pipeline.teacher.conftest import VIEW, StudentOf

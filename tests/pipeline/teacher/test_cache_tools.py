@@ -29,7 +29,7 @@ from pipeline.teacher.cache_ray import Share, shares
 from pipeline.teacher.cache_rows import CacheRows, Row
 from pipeline.teacher.cache_verify import verify_cache
 from pipeline.teacher.precision import Precision
-from pipeline.train.session import signal_source
+from pipeline.train.building import signal_source
 from tests.common import build_here
 from tests.pipeline.data.servers import served_bucket, served_files
 from tests.pipeline.teacher.conftest import StudentOf

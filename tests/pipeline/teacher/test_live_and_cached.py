@@ -14,7 +14,7 @@ from pipeline.data.dataset import PackedDataset
 from pipeline.data.loader import PageItems, collate
 from pipeline.data.order import SampleRef
 from pipeline.teacher.precision import Precision, decode, encode
-from pipeline.train.session import build_step, signal_source
+from pipeline.train.building import build_step, signal_source
 from tests.common import build_here
 from tests.pipeline.teacher.conftest import StudentOf
 

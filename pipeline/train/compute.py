@@ -1,0 +1,80 @@
+"""How the student is computed: precision, memory format, compilation, the moving average of its weights."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from graphkd.detectors import DetectorModule
+from graphkd.distill import TrainingStep
+from pipeline.config.schema import ComputeConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CUBLAS_WORKSPACE = ":4096:8"  # what cuBLAS needs to repeat itself, according to its manual
+
+
+def prepare_process(compute: ComputeConfig) -> None:
+    """Set what holds for this whole process; before a GPU is used."""
+    if compute.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(compute.deterministic)
+
+
+def arrange(module: TrainingStep, compute: ComputeConfig) -> TrainingStep:
+    """Give ``module`` its memory format and have what has fixed shapes compiled; names of its tensors stay."""
+    if compute.channels_last:
+        module = module.to(memory_format=torch.channels_last)
+    if compute.compile:
+        for part in module.detector.fixed_shapes():
+            part.compile(dynamic=False)
+    return module
+
+
+def autocast(compute: ComputeConfig, device: torch.device) -> torch.autocast:
+    """The context that the student's forward pass runs in."""
+    return torch.autocast(device.type, DTYPES[compute.precision], enabled=compute.precision != "fp32")
+
+
+def grad_scaler(compute: ComputeConfig, device: torch.device) -> GradScaler:
+    """Scales the loss for fp16, whose small gradients would be 0; otherwise does nothing."""
+    return GradScaler(device.type, enabled=compute.precision == "fp16")
+
+
+class WeightAverage:
+    """The exponential moving average of a module's parameters; buffers are the newest.
+
+    Args:
+        module: what is trained, before it is wrapped or compiled.
+        decay: what is kept of the average in each step, 0 to 1; with 0 there is none.
+    """
+
+    def __init__(self, module: TrainingStep, decay: float) -> None:
+        self._module = module
+        self._averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module with averaged weights, where there is one."""
+        return None if self._averaged is None else self._averaged.module
+
+    @property
+    def detector(self) -> DetectorModule:
+        """What the run is judged by: the averaged detector where there is one."""
+        step = self._module if self._averaged is None else self._averaged.module
+        assert isinstance(step, TrainingStep)
+        return step.detector
+
+    def update(self) -> None:
+        """Take in the weights after a step; the first ones are taken as they are."""
+        if self._averaged is not None:
+            self._averaged.update_parameters(self._module)
+
+    def resume(self, step: int) -> None:
+        """Go on after ``step`` steps, whose average :attr:`module` holds."""
+        if self._averaged is not None:
+            self._averaged.n_averaged.fill_(step)
