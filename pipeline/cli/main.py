@@ -36,7 +36,9 @@ def _options(
         bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    shown = logging.StreamHandler()
+    shown.setLevel(logging.INFO if debug else logging.WARNING)  # a run's log file takes in more than the terminal
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", handlers=[shown], level=shown.level)
 
 
 for _name in COMMANDS:

@@ -88,7 +88,9 @@ def _backward(run: Training, batch: PageBatch, read: Any, *, last: bool) -> tupl
         signals = run.source.signals(on_device, read)
         with autocast(run.compute, run.world.device):
             terms = run.step(on_device, signals)
-        run.scaler.scale(global_mean(terms, run.schedule.batch, run.world)).backward()
+        loss = global_mean(terms, run.schedule.batch, run.world)
+        # A loss that is not finite can have gradients that are; all ranks see it when they average them.
+        run.scaler.scale(loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)).backward()
     return batch.samples, terms
 
 
