@@ -11,6 +11,7 @@ from typing import Any
 from graphkd.errors import TrainingError, UserError
 
 OBJECT_STORE_BYTES = 256 << 20  # nothing large passes through Ray's object store
+LOOPBACK = "127.0.0.1"
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0"}
 
 
@@ -24,15 +25,19 @@ def ray_session(workers: int) -> Iterator[None]:
         return
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**common)
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address:
+        # Ray takes this machine's outer address for itself, at which a cluster on loopback (127.0.0.2, say: it has
+        # 127.0.0.1 stand for the outer one) does not listen.
+        own = {"_node_ip_address": address.rpartition(":")[0]} if address.startswith("127.") else {}
+        ray.init(**common, **own)
     else:
         ray.init(
             address="local",
             num_cpus=max(workers, os.cpu_count() or 1),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
+            _node_ip_address=LOOPBACK,
             **common,
         )
     try:

@@ -250,6 +250,35 @@ def test_a_full_disk_ends_a_run_cleanly_and_it_goes_on(
         check(config, unkilled["teacher"])
 
 
+def test_a_folder_that_turns_read_only_ends_a_run_in_one_line_and_it_goes_on(
+    root: Path, dataset_folder: Path, unkilled: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graphkd.errors import OutputError
+
+    config = configured(root, dataset_folder, "read-only", "teacher")
+    folder, step, calls = config.folder / "checkpoints", torch.optim.AdamW.step, 0
+
+    def step_then_lock(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            wait_for(lambda: newest_checkpoint(folder), "the first checkpoint")
+            subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
+            subprocess.run(["mount", "-o", "bind,remount,ro", str(folder)], check=True)
+        return step(*arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.AdamW, "step", step_then_lock)
+        try:
+            with pytest.raises(OutputError, match=r"cannot write .*checkpoints.*Read-only.*give a folder"):
+                train_run(config)
+        finally:
+            subprocess.run(["umount", str(folder)], check=True)
+    checkpoint = newest_checkpoint(folder)
+    assert checkpoint is not None and checkpoint.step == 2
+    check(config, unkilled["teacher"])
+
+
 def slow_run(config: RunConfig, folder: Path) -> list[str]:
     """The command that trains ``config`` with a pause in every step."""
     path = folder / f"{config.name}.yaml"
