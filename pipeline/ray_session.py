@@ -29,7 +29,7 @@ def ray_session(workers: int) -> Iterator[None]:
     if address:
         # Ray takes this machine's outer address for itself, at which a cluster on loopback (127.0.0.2, say: it has
         # 127.0.0.1 stand for the outer one) does not listen.
-        own = {"_node_ip_address": address.rpartition(":")[0]} if address.startswith("127.") else {}
+        own: dict[str, Any] = {"_node_ip_address": address.rpartition(":")[0]} if address.startswith("127.") else {}
         ray.init(**common, **own)
     else:
         ray.init(

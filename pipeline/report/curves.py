@@ -28,16 +28,23 @@ Curve = Callable[[dict[str, Any]], float]
 
 
 def loss_curves(runs: Sequence[RunSummary]) -> bytes:
-    """Losses by step as a PNG: total, the detector's own (``loss_*``), distillation (``kd_*``) where a run has it."""
+    """Curves by step as a PNG: loss in all, the detector's own (``loss_*``), distillation (``kd_*``) and AP where a run
+    has them; ticks at the foot show where a run went on after it was stopped or killed.
+    """
     panels: list[tuple[str, Curve]] = [
         ("Total loss", lambda entry: float(entry.get("loss", math.nan))),
         ("Detector's own loss", lambda entry: _sum_of_terms(entry, "loss_")),
     ]
     if any(_has_terms(run, "kd_") for run in runs):
         panels.append(("Distillation terms", lambda entry: _sum_of_terms(entry, "kd_")))
-    figure = Figure(figsize=(3.8 * len(panels), 3.3), dpi=DPI, layout="constrained", facecolor="white")
-    for axes, (title, curve) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    judged = any(run.evaluations for run in runs)
+    columns = len(panels) + judged
+    figure = Figure(figsize=(3.8 * columns, 3.3), dpi=DPI, layout="constrained", facecolor="white")
+    every = figure.subplots(1, columns, squeeze=False)[0]
+    for axes, (title, curve) in zip(every, panels, strict=False):
         _draw_curves(axes, runs, title, curve)
+    if judged:
+        _draw_accuracy(every[-1], runs)
     _legend(figure, runs)
     return _png(figure)
 
@@ -104,11 +111,25 @@ def _draw_curves(axes: Axes, runs: Sequence[RunSummary], title: str, curve: Curv
         axes.plot(steps, values, color=run_colour(place), alpha=0.22, linewidth=0.8)
         axes.plot(steps, smooth, color=run_colour(place), linewidth=1.8, marker="o" if len(steps) == 1 else None)
         drawn.append(values[np.isfinite(values)])
+        resumed = [start.step for start in run.starts[1:]]
+        axes.vlines(resumed, 0, 0.06, transform=axes.get_xaxis_transform(), color=run_colour(place), linewidth=1.2)
     if drawn:
         # A few huge values of the first steps would press everything after them flat.
         axes.set_ylim(0, 1.15 * max(float(np.percentile(values, 98)) for values in drawn) or 1)
     else:
         axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", color=FAINT)
+    axes.set_xlabel("step", color=FAINT, fontsize=9)
+    axes.grid(color="#e6e8eb", linewidth=0.8)
+
+
+def _draw_accuracy(axes: Axes, runs: Sequence[RunSummary]) -> None:
+    _style(axes, "AP during training")
+    for place, run in enumerate(runs):
+        steps = [line["step"] for line in run.evaluations]
+        axes.plot(
+            steps, [100 * line["ap"] for line in run.evaluations], color=run_colour(place), linewidth=1.8, marker="o"
+        )
+    axes.set_ylim(bottom=0)
     axes.set_xlabel("step", color=FAINT, fontsize=9)
     axes.grid(color="#e6e8eb", linewidth=0.8)
 

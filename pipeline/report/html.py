@@ -24,6 +24,7 @@ from pipeline.report.graph_drawing import draw_graph
 from pipeline.report.pages import Regions, draw_page, in_a_row
 from pipeline.report.palette import run_colour
 from pipeline.report.runs import RunSummary
+from pipeline.report.starts import start_rows
 from pipeline.report.tables import accuracy_rows, class_rows, training_rows
 
 TEMPLATE = "report.html.j2"
@@ -63,6 +64,7 @@ def write_report(
         runs=[_run_facts(run, place, runs) for place, run in enumerate(runs)],
         accuracy=accuracy_rows(runs, comparison) if any(run.evaluation for run in runs) else [],
         training=training_rows(runs),
+        starts=start_rows(runs),
         classes=class_rows(runs, comparison),
         bars=_embedded_png(class_bars(runs)) if class_names(runs) else None,
         curves=_embedded_png(loss_curves(runs)) if any(run.metrics for run in runs) else None,

@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 
 from graphkd.errors import DataError
+from pipeline.runs.evaluations import read_evaluations
+from pipeline.runs.starts import Start, read_starts
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,10 @@ class RunSummary:
     """Logged steps in rising order, one entry a step."""
     evaluation: dict[str, Any] | None
     """Content of ``eval.json``: AP and AR as fractions, -1 where not defined."""
+    evaluations: list[dict[str, Any]]
+    """Evaluations during training by step."""
+    starts: list[Start]
+    """When it was started and how each start ended."""
     predictions: dict[int, list[dict[str, Any]]]
     """COCO results by image id: category_id (the dataset's), bbox (x, y, width, height in image px), score."""
 
@@ -63,6 +69,8 @@ def load_run(folder: Path, label: str | None = None) -> RunSummary:
         config=config,
         metrics=_read_metrics(folder / METRICS_FILE),
         evaluation=evaluation,
+        evaluations=read_evaluations(folder),
+        starts=read_starts(folder),
         predictions=_by_image(predictions or [], folder / PREDICTIONS_FILE),
     )
 
