@@ -174,7 +174,8 @@ def recovery(out: Path, pairs: int, steps: int) -> dict[str, Any]:
         shutil.rmtree(marks, ignore_errors=True)
         marks.mkdir()
         code = (
-            "import sys; from ray.train.torch import TorchTrainer; from benchmarks.training_runs import marking_worker\n"
+            "import sys; from ray.train.torch import TorchTrainer\n"
+            "from benchmarks.training_runs import marking_worker\n"
             "make = TorchTrainer.__init__\n"
             "TorchTrainer.__init__ = lambda self, worker, *, train_loop_config, **rest: make(self, marking_worker, "
             f"train_loop_config={{**train_loop_config, 'marks': {str(marks / 'times')!r}}}, **rest)\n"

@@ -157,8 +157,10 @@ def fingerprint(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def claim_folder(path: Path, marker: str, what: str) -> None:
+def claim_folder(path: Path, marker: str, what: str, also: tuple[str, ...] = ()) -> None:
     """Make folder ``path`` for one ``what``, which always holds a file or folder named ``marker``.
+
+    Others in ``also`` may be there before it.
 
     Raises OutputError where the folder already holds something else.
     """
@@ -167,7 +169,7 @@ def claim_folder(path: Path, marker: str, what: str) -> None:
         others = [name for name in os.listdir(path) if not name.startswith(".")]
     except OSError as error:
         raise _output_error(path, error) from error
-    if others and marker not in others:
+    if set(others) - set(also) and marker not in others:
         raise OutputError(
             f"{path} already holds something that is no {what} (such as {others[0]!r}); give another folder"
         )

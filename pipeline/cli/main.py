@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Annotated
 
 import typer
@@ -19,7 +20,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-# cluster's commands are plug-ins: the pipeline works without that package.
 COMMANDS = ("quickstart", "data", "train", "cache", "evaluate", "report")
 
 
@@ -43,6 +43,8 @@ def _options(
 
 for _name in COMMANDS:
     import_module(f"pipeline.cli.{_name}").register(app)
+for _plug_in in entry_points(group="graphkd.commands"):  # such as cluster's, without which the pipeline works too
+    _plug_in.load()(app)
 
 
 def main() -> None:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from graphkd.errors import ConfigError
+from pipeline.config.layers import read_layers
 from pipeline.config.schema import RunConfig
 
 
@@ -19,10 +19,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
 
     Raises ConfigError with every mistake, one per line.
     """
-    content = read_yaml(path)
-    for override in overrides:
-        content = _merged(content, _parse_override(override))
-    return resolve(content, str(path))
+    return resolve(read_layers(path, overrides), str(path))
 
 
 def resolve(content: Mapping[str, Any], source: str) -> RunConfig:
@@ -32,47 +29,6 @@ def resolve(content: Mapping[str, Any], source: str) -> RunConfig:
     except ValidationError as error:
         lines = [_describe(problem) for problem in error.errors()]
         raise ConfigError("\n".join([f"{source}: {len(lines)} mistake{'s' * (len(lines) > 1)}", *lines])) from error
-
-
-def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A YAML mapping with its bases merged in; ``base`` is one path or a list, relative to the file that names it."""
-    path = path.resolve()
-    if path in seen:
-        raise ConfigError(f"{path} is its own base (through {seen[-1].name}); take that base out")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"config {path} does not exist; see configs/ for those that do") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"config {path} is not readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"config {path} holds a {type(content).__name__}, but a run is a mapping of keys to values")
-    bases = content.pop("base", [])
-    merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        merged = _merged(merged, read_yaml(path.parent / base, (*seen, path)))
-    return _merged(merged, content)
-
-
-def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(low)
-    for key, value in high.items():
-        nested = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = _merged(result[key], value) if nested else value
-    return result
-
-
-def _parse_override(text: str) -> dict[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {text!r} is not of the form key.sub=value, such as schedule.lr=0.02")
-    try:
-        content: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {text!r} has a value that is not YAML: {' '.join(str(error).split())}") from error
-    for part in reversed(key.split(".")):
-        content = {part: content}
-    return content
 
 
 def _describe(problem: Any) -> str:

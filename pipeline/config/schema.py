@@ -182,6 +182,9 @@ class RunSettings(Frozen):
     eval_every: int = Field(default=0, ge=0)
     """Steps between evaluations on ``data.val`` during training, shared out over the workers; 0 evaluates at the end
     only. The checkpoint of the best AP is kept, and is what the run is then judged by and teaches with."""
+    eval_on: Literal["workers", "side"] = "workers"
+    """workers: training waits for its evaluations; side: ``graphkd eval CONFIG --follow``, run beside it on another
+    device or machine, evaluates the newest checkpoint again and again."""
     patience: int = Field(default=0, ge=0)
     """Evaluations in a row without a better AP after which training ends early; 0 never ends it."""
 

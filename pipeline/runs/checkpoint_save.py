@@ -106,13 +106,21 @@ def _saved(content: Any) -> bytes:
 
 
 def prune(root: Path, keep: int, keep_every: int = 0, best: int | None = None) -> None:
-    """Drop all checkpoints but the newest ``keep``, those of every ``keep_every`` steps (0: none) and of ``best``."""
+    """Drop all checkpoints but the newest ``keep``, those of every ``keep_every`` steps (0: none) and of ``best``.
+
+    One with a :func:`pin` stays too.
+    """
     for folder in sorted(step_folders(root))[:-keep]:
         step = int(folder.name.removeprefix("step-"))
-        if step != best and (not keep_every or step % keep_every):
+        if step != best and not pin(root, step).exists() and (not keep_every or step % keep_every):
             # Its manifest goes first, so that what a kill leaves of it counts as nothing.
             (folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def pin(root: Path, step: int) -> Path:
+    """The file that keeps the checkpoint of ``step`` from being dropped, for another process that reads it."""
+    return root / f".in-use-{step:08d}"
 
 
 def _remove_leftovers(root: Path) -> None:

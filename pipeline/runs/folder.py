@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 CHANGES_FILE = "changes.jsonl"
 SHOWN = 4
+SUBMITTED = ("cluster", "jobs.jsonl", "lives.jsonl")
+"""What is in the folder of a run that was submitted before it began."""
 # What may change between two starts of one run: where and how it runs, not what it computes.
 FREE = (
     "engine",
@@ -40,13 +42,14 @@ FREE = (
     "run.ledger",
     "run.eval_batch",
     "run.eval_every",
+    "run.eval_on",
     "run.patience",
 )
 
 
 def make_run_folder(config: RunConfig) -> Path:
     """Make the run folder; raises OutputError where it holds something that is no run, or cannot be written."""
-    claim_folder(config.folder, CONFIG_FILE, "run")
+    claim_folder(config.folder, CONFIG_FILE, "run", also=SUBMITTED)
     return config.folder
 
 

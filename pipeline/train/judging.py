@@ -37,7 +37,8 @@ class Judge:
         self.world = world
         self.average = average
         self.metrics = metrics
-        self.every = config.run.eval_every
+        self.beside = config.run.eval_on == "side"
+        self.every = 0 if self.beside else config.run.eval_every
         self.steps = config.schedule.scaled().steps
         self.evaluations = world.gather(read_evaluations(config.folder, first_step))[0]
 
@@ -46,13 +47,18 @@ class Judge:
         on_time = bool(self.every and step) and (step % self.every == 0 or step == self.steps)
         return on_time and all(line["step"] != step for line in self.evaluations)
 
+    def look_aside(self, step: int) -> None:
+        """Take in what was evaluated beside training; a collective where that is done."""
+        if self.beside and self.config.run.eval_every and step % self.config.run.eval_every == 0:
+            self.evaluations = self.world.gather(read_evaluations(self.config.folder, step))[0]
+
     def enough(self) -> bool:
         """Whether training ends early."""
         return out_of_patience(self.evaluations, self.config.run.patience)
 
     def best(self) -> int | None:
         """The step of the best AP so far."""
-        return best_step(self.evaluations)
+        return best_step(read_evaluations(self.config.folder) if self.beside else self.evaluations)
 
     @torch.no_grad()
     def judge(self, step: int) -> None:

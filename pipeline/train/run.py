@@ -105,7 +105,8 @@ def is_finished(config: RunConfig) -> bool:
     evaluations = read_evaluations(config.folder, checkpoint.step)
     if out_of_patience(evaluations, config.run.patience):
         return True
-    owes = config.run.eval_every and all(line["step"] != checkpoint.step for line in evaluations)
+    in_training = config.run.eval_every and config.run.eval_on == "workers"
+    owes = in_training and all(line["step"] != checkpoint.step for line in evaluations)
     return checkpoint.step >= config.schedule.scaled().steps and not owes
 
 

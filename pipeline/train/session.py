@@ -138,6 +138,7 @@ class _Saving:
 
     def evaluated(self, done: int) -> bool:
         """Evaluate where it is due; whether the run ends after ``done`` steps for good."""
+        self.judge.look_aside(done)
         if self.judge.due(done):
             self.judge.judge(done)
         return done == self.judge.steps or self.judge.enough()

@@ -41,7 +41,7 @@ class Stopping:
 
     def agreed(self) -> bool:
         """Called once after every step: whether all ranks leave now; what comes in counts one step later."""
-        own = self._received or (signal.SIGTERM if self.world.leads and self._file.exists() else 0)
+        own = self._received or (_left_in(self._file) if self.world.leads else 0)
         if self.world.size == 1:
             self.signal = int(own)
             return bool(own)
@@ -55,6 +55,14 @@ class Stopping:
         if self._pending is not None:
             self._pending.wait()
             self.signal, self._pending = int(self._largest), None
+
+
+def _left_in(path: Path) -> int:
+    """The signal that a driver left for its workers, or 0."""
+    if not path.exists():
+        return 0
+    text = path.read_text()
+    return int(text) if text.isdigit() else signal.SIGTERM
 
 
 def stopped(number: int) -> StoppedError:
@@ -85,7 +93,7 @@ def stop_file(folder: Path) -> Iterator[list[int]]:
 
     def receive(number: int, _: FrameType | None) -> None:
         received.append(number)
-        path.touch()
+        path.write_text(str(int(number)))
 
     try:
         with listening(receive):

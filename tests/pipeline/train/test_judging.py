@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,33 @@ def test_two_starts_do_not_train_one_run_at_a_time(tmp_path: Path) -> None:
         pass
     with only_one(tmp_path, wait_s=0):
         pass
+
+
+def test_another_process_evaluates_beside_training(judged: RunConfig, dataset_folder: Path, tmp_path: Path) -> None:
+    """Training never evaluates itself, and keeps what the other one found best."""
+    from pipeline.train.following import follow
+
+    beside = {"eval_on": "side", "eval_every": 1, "keep": 1, "checkpoint_every": 1, "patience": 9}
+    config = run(tmp_path, dataset_folder, "beside", run=beside, schedule={"steps": 6})
+    with ThreadPoolExecutor(1) as pool:
+        seen: list[int] = []
+        following = pool.submit(follow, config, lambda line: seen.append(line["step"]), poll_s=0.02)
+        train_run(config)
+        following.result(timeout=60)
+    assert seen == sorted(set(seen)) and seen[-1] == 6
+    best = best_step(read_evaluations(config.folder))
+    assert run_checkpoint(config.folder).step == best
+    assert {path.name for path in (config.folder / "checkpoints").glob("step-*")} >= {f"step-{best:08d}"}
+    assert "step 6: AP" not in (config.folder / "log.txt").read_text()
+
+
+def test_training_ends_early_by_what_was_evaluated_beside_it(dataset_folder: Path, tmp_path: Path) -> None:
+    beside = {"eval_on": "side", "eval_every": 1, "patience": 2}
+    config = run(tmp_path, dataset_folder, "beside", run=beside, schedule={"steps": 50})
+    config.folder.mkdir()
+    (config.folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    lines = [{"step": step, "ap": 0.5} for step in (1, 2, 3)]
+    (config.folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    train_run(config)
+    newest = newest_checkpoint(config.folder / "checkpoints")
+    assert newest is not None and newest.step < 50 and is_finished(config)

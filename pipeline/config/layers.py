@@ -1,0 +1,62 @@
+"""YAML configs as plain mappings: ``base:`` and overrides put together, unchecked. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from graphkd.errors import ConfigError
+
+
+def read_layers(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """What ``path`` says, on top of what its ``base:`` names, and below ``key.sub=value`` overrides."""
+    content = read_yaml(path)
+    for override in overrides:
+        content = merged(content, parse_override(override))
+    return content
+
+
+def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML mapping with its bases merged in; ``base`` is one path or a list, relative to the file that names it."""
+    path = path.resolve()
+    if path in seen:
+        raise ConfigError(f"{path} is its own base (through {seen[-1].name}); take that base out")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"config {path} does not exist; see configs/ for those that do") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"config {path} is not readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"config {path} holds a {type(content).__name__}, but a run is a mapping of keys to values")
+    bases = content.pop("base", [])
+    content_of_bases: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        content_of_bases = merged(content_of_bases, read_yaml(path.parent / base, (*seen, path)))
+    return merged(content_of_bases, content)
+
+
+def merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """Both mappings put together, key by key; ``high`` counts where both say something."""
+    result = dict(low)
+    for key, value in high.items():
+        nested = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if nested else value
+    return result
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """``key.sub=value`` as a mapping; raises ConfigError where it is no such thing."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {text!r} is not of the form key.sub=value, such as schedule.lr=0.02")
+    try:
+        content: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r} has a value that is not YAML: {' '.join(str(error).split())}") from error
+    for part in reversed(key.split(".")):
+        content = {part: content}
+    return content

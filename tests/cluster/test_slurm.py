@@ -1,0 +1,292 @@
+"""Jobs on a real Slurm of two nodes on this machine: trained, preempted, timed out, cut off, cancelled, resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from cluster.jobs import jobs_of, state_of
+from pipeline.config import RunConfig, resolve
+from pipeline.runs.checkpoint import load_weights, newest_checkpoint
+from pipeline.runs.ledger import read_ledger
+from pipeline.runs.lines import read_lines
+from pipeline.runs.starts import read_starts
+from pipeline.train.run import train_run
+from tests.cluster.slurm_here import SlurmHere, missing
+from tests.common import small_run
+from tests.killing import end_all, wait_for
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+
+STEPS = 40
+RAY_ADDRESS = "127.0.0.2"  # Ray takes 127.0.0.1 for the machine's outer address
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmHere]:
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    here = SlurmHere(tmp_path_factory.mktemp("slurm") / "slurm")
+    for folder in here.folder.parents:  # munge wants its path to be reachable
+        if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    os.environ["SLURM_CONF"] = here.environment["SLURM_CONF"]
+    here.start()
+    yield here
+    here.stop()
+    del os.environ["SLURM_CONF"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, dataset_folder: Path) -> Path:
+    """A folder with a space in its name, and a trained teacher."""
+    torch.set_num_threads(1)
+    made = tmp_path_factory.mktemp("runs") / "on a cluster"
+    teacher = resolve(small_run(made, dataset_folder, "teacher", engine={"threads": 1}), "teacher")
+    train_run(teacher)
+    return made
+
+
+def configured(root: Path, packed: Path, name: str, steps: int = STEPS, **changes: Any) -> RunConfig:
+    changes["schedule"] = {"steps": steps, "batch": 4, "reference_batch": 4}
+    changes["run"] = {"ledger": True, "checkpoint_every": 10, **changes.get("run", {})}
+    changes["engine"] = {"name": "ray", "threads": 1}
+    teacher = {"run": str(root / "teacher"), "signals": "live", "statistics_pages": 4, "nodes": {"count": 8}}
+    changes |= {"method": {"name": "graphkd"}, "teacher": teacher | changes.get("teacher", {})}
+    return resolve(small_run(root, packed, name, **changes), name)
+
+
+def site(root: Path, **changes: Any) -> Path:
+    content = {"name": "here", "cpus_per_node": 4, "python": sys.executable, "node_address": RAY_ADDRESS}
+    content |= {"time_minutes": 30, "signal_lead_s": 30, "deadline_s": 90} | changes
+    path = root / f"site-{len(list(root.glob('site-*')))}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def graphkd(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, "-m", "pipeline", *words], capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def submitted(root: Path, config: RunConfig, *options: str, **site_changes: Any) -> str:
+    path = root / f"{config.name}.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    done = graphkd("submit", "slurm", str(path), "--site", str(site(root, **site_changes)), *options, "--json")
+    (job,) = json.loads(done.stdout.splitlines()[-1])
+    return str(job["job"])
+
+
+def said(config: RunConfig) -> str:
+    """All that a run's jobs wrote, for when something is not as it should be."""
+    files = [
+        *config.folder.glob("cluster/slurm/*log.out"),
+        *config.folder.glob("cluster/*/*.log"),
+        config.folder / "lives.jsonl",
+    ]
+    return "\n".join(f"== {path}\n{path.read_text()[-2000:]}" for path in files if path.exists())
+
+
+def finishes(slurm: SlurmHere, config: RunConfig, job: str, state: str = "COMPLETED", seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+    while slurm.state(job) not in ends:
+        assert time.monotonic() < deadline, f"{slurm.state(job)} {said(config)}"
+        time.sleep(0.5)
+    assert slurm.state(job) == state, said(config)
+
+
+def reaches(config: RunConfig, step: int, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while max(read_ledger(config.folder), default=-1) < step:
+        assert time.monotonic() < deadline, said(config)
+        time.sleep(0.1)
+
+
+def events(config: RunConfig) -> list[str]:
+    return [line["event"] for line in read_lines(config.folder / "lives.jsonl")]
+
+
+def ray_processes(job: str) -> list[str]:
+    """Living processes of a job's Ray."""
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if f"graphkd-0-{job}" in line]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slurm: SlurmHere, root: Path, dataset_folder: Path) -> RunConfig:
+    """A student trained on two nodes, beside another Ray of the same user, whose figures the others are held to."""
+    config = configured(root, dataset_folder, "undisturbed")
+    other = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port", "23456", "--block"]
+    other += ["--node-ip-address", "127.0.0.3", "--temp-dir", "/tmp/another-ray", "--include-dashboard=false"]
+    another = subprocess.Popen(other, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        begin = time.monotonic()
+        job = submitted(root, config, "--nodes", "2")
+        assert time.monotonic() - begin < 10, "submitting does not wait for the job"
+        reaches(config, 2)
+        _requires_the_token(config)
+        finishes(slurm, config, job)
+        assert another.poll() is None, "the other Ray lives on"
+        assert not ray_processes(job), "nothing of the job's Ray is left"
+    finally:
+        end_all(another.pid)
+        another.wait(30)
+    return config
+
+
+def _requires_the_token(config: RunConfig) -> None:
+    (head,) = config.folder.glob("cluster/*/head.json")
+    address = json.loads(head.read_text())["address"]
+    code = (
+        f"import ray; ray.init(address={address!r}, _node_ip_address={RAY_ADDRESS!r}); print(ray.cluster_resources())"
+    )
+    for name, token in (("none", None), ("wrong", "0" * 64)):
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=90)
+        assert done.returncode != 0, f"with {name} token: {done.stdout}"
+    token_file = head.with_name("token")
+    assert token_file.stat().st_mode & 0o777 == 0o600 and head.parent.stat().st_mode & 0o777 == 0o700
+
+
+def weights(config: RunConfig) -> dict[str, torch.Tensor]:
+    checkpoint = newest_checkpoint(config.folder / "checkpoints")
+    assert checkpoint is not None and checkpoint.step == config.schedule.steps
+    return load_weights(checkpoint.weights)
+
+
+def check(config: RunConfig, undisturbed: RunConfig) -> None:
+    """The ledger exact, and the final weights those of the run that nobody disturbed."""
+    assert read_ledger(config.folder) == read_ledger(undisturbed.folder)
+    first, second = weights(config), weights(undisturbed)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_nodes_train_and_evaluate_a_student(undisturbed: RunConfig) -> None:
+    assert [start.workers for start in read_starts(undisturbed.folder)] == [2]
+    assert json.loads((undisturbed.folder / "eval.json").read_text())["pages"] == 10
+    assert events(undisturbed) == ["begin", "finished"]
+    (record,) = jobs_of(undisturbed.folder)
+    assert state_of(undisturbed.folder, record) == "FINISHED"
+    assert "undisturbed" in graphkd("jobs", "list", str(undisturbed.folder.parent)).stdout
+    assert f"step {STEPS}" in graphkd("jobs", "logs", str(undisturbed.folder)).stdout
+
+
+def test_a_preempted_job_is_queued_again_and_loses_nothing(
+    slurm: SlurmHere, root: Path, dataset_folder: Path, undisturbed: RunConfig
+) -> None:
+    config = configured(root, dataset_folder, "preempted")
+    job = submitted(root, config, "--nodes", "2")
+    reaches(config, 15)
+    slurm.said("sbatch", "-p", "high", "-N2", "-c4", "-o", "/dev/null", "--wrap", "sleep 3")
+    wait_for(lambda: "preempted" in events(config), "the end of its first start", 90)
+    finishes(slurm, config, job)
+    assert events(config) == ["begin", "preempted", "begin", "finished"], said(config)
+    starts = read_starts(config.folder)
+    assert [start.why for start in starts] == ["SIGUSR2", "finished"] and starts[1].step == starts[0].last_step
+    check(config, undisturbed)
+
+
+def test_a_job_whose_node_dies_is_queued_again_by_another_budget(
+    slurm: SlurmHere, root: Path, dataset_folder: Path, undisturbed: RunConfig
+) -> None:
+    config = configured(root, dataset_folder, "node-dies")
+    job = submitted(root, config, "--nodes", "2")
+    reaches(config, 15)
+    slurm.kill_node("node2")
+    wait_for(lambda: slurm.state(job) not in ("RUNNING", "COMPLETING") or "failed" in events(config), "its end", 90)
+    slurm.start_node("node2")
+    finishes(slurm, config, job)
+    assert events(config)[-2:] == ["begin", "finished"] and "preempted" not in events(config)
+    check(config, undisturbed)
+
+
+def test_a_cancelled_job_saves_and_stays_away(
+    slurm: SlurmHere, root: Path, dataset_folder: Path, undisturbed: RunConfig
+) -> None:
+    config = configured(root, dataset_folder, "cancelled")
+    job = submitted(root, config, "--nodes", "2")
+    reaches(config, 15)
+    graphkd("jobs", "cancel", str(config.folder))
+    finishes(slurm, config, job, "CANCELLED")
+    wait_for(lambda: not ray_processes(job), "the end of its Ray", 30)
+    newest = newest_checkpoint(config.folder / "checkpoints")
+    assert newest is not None and newest.step >= 10
+    assert "RUNNING" not in slurm.state(job)
+    graphkd("jobs", "resume", str(config.folder))
+    again = jobs_of(config.folder)[-1].job
+    assert again != job
+    finishes(slurm, config, again)
+    check(config, undisturbed)
+
+
+def test_a_time_limit_queues_the_job_again(slurm: SlurmHere, root: Path, dataset_folder: Path) -> None:
+    config = configured(root, dataset_folder, "timed-out", steps=150)
+    job = submitted(root, config, "--nodes", "1", time_minutes=1, signal_lead_s=25)
+    finishes(slurm, config, job, seconds=400)
+    assert events(config).count("preempted") >= 1 and events(config)[-1] == "finished", said(config)
+    assert sorted(read_ledger(config.folder)) == list(range(150))
+    steps = [start.step for start in read_starts(config.folder)]
+    assert len(steps) >= 2 and steps == sorted(set(steps))
+
+
+def test_an_array_builds_a_cache_though_one_task_is_killed(slurm: SlurmHere, root: Path, dataset_folder: Path) -> None:
+    config = configured(root, dataset_folder, "cached", teacher={"signals": "cache", "cache": str(root / "the cache")})
+    job = submitted(root, config, "--cache", "--tasks", "3", cpus_per_node=2)
+    wait_for(lambda: "R" in slurm.said("squeue", "-h", "-o", "%t", "-j", job), "its tasks", 60)
+    time.sleep(4)
+    slurm.quietly("scancel", "--signal=KILL", f"{job}_1")
+    wait_for(lambda: not slurm.said("squeue", "-h", "-t", "PD,R,CG", "-j", job).strip(), "its end", 180)
+    info = graphkd("cache", "verify", str(root / "cached.yaml"))
+    assert info.returncode == 0, info.stderr + said(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"partition": "nowhere"}, r"invalid partition"),
+        ({"account": "nobody", "options": {"nodelist": "node9"}}, r"Slurm did not take job"),
+    ],
+    ids=["partition", "node"],
+)
+def test_what_slurm_refuses_is_one_line(
+    changes: dict[str, Any], line: str, slurm: SlurmHere, root: Path, dataset_folder: Path
+) -> None:
+    config = configured(root, dataset_folder, "refused")
+    path = root / "refused.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    done = graphkd("submit", "slurm", str(path), "--site", str(site(root, **changes)), check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert line in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"prologue": ["source /no/such/venv/bin/activate || exit 1"]}, "/no/such/venv/bin/activate: No such file"),
+        ({"shared": ["/no/such/share"]}, "node 0 (node1): shared folder /no/such/share"),
+        ({"deadline_s": 0.5}, "was not up within 0.5 s"),
+    ],
+    ids=["venv", "shared", "deadline"],
+)
+def test_a_job_that_cannot_begin_says_why_in_one_line(
+    changes: dict[str, Any], line: str, slurm: SlurmHere, root: Path, dataset_folder: Path, request: Any
+) -> None:
+    config = configured(root, dataset_folder, f"cannot-{request.node.callspec.id}")
+    job = submitted(root, config, "--nodes", "2", failures=0, **changes)
+    finishes(slurm, config, job, "FAILED", 90)
+    assert line in said(config)
+    assert not ray_processes(job)
