@@ -1,6 +1,7 @@
 # make quickstart   a document detector distilled end to end, on this machine
 # make test         the test suite, some minutes
 # make test-kill    training, caching and packing killed at every stage, some minutes more
+# make test-slurm   jobs on a real Slurm that is started on this machine (as root)
 # make bench        what distilling costs beside training alone
 # make check        what CI runs: lint, types, tests, the small quickstart
 
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= runs/quickstart
 
-.PHONY: setup quickstart test test-kill test-all lint format type bench check clean
+.PHONY: setup quickstart test test-kill test-slurm test-all lint format type bench check clean
 
 setup: $(READY)
 
@@ -29,6 +30,9 @@ test: setup
 test-kill: setup
 	$(BIN)/python -m pytest -m 'kill and not slow and not gpu and not slurm'
 
+test-slurm: setup
+	$(BIN)/python -m pytest -m 'slurm and not slow and not gpu'
+
 test-all: setup
 	$(BIN)/python -m pytest -m ''
 
@@ -46,7 +50,7 @@ type: setup
 bench: setup
 	$(BIN)/python -m benchmarks.step_cost
 
-check: lint type test test-kill
+check: lint type test test-kill test-slurm
 	$(BIN)/graphkd quickstart --small --out $$(mktemp -d)/quickstart
 
 clean:

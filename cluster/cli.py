@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     submit = typer.Typer(help="Run on a cluster.", no_args_is_help=True)
     submit.command("slurm")(submit_slurm)
     submit.command("pipeline")(submit_pipeline)
+    submit.command("ray")(submit_to_ray)
     app.add_typer(submit, name="submit")
     jobs = typer.Typer(help="Submitted jobs.", no_args_is_help=True)
     for command in (list_jobs, logs, cancel, resume):
@@ -91,6 +92,26 @@ def submit_pipeline(
     _say(submitted, as_json)
 
 
+def submit_to_ray(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    address: Annotated[str, typer.Option("--address", help="Of the cluster's dashboard.")] = "http://127.0.0.1:8265",
+    directory: Annotated[
+        Path | None, typer.Option(help="Folder of the cluster that relative paths refer to; by default this one.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay, show its log, and end as it ends.")] = True,
+) -> None:
+    """Submit a run to a Ray cluster that is there, by its job API."""
+    from cluster.ray_job import submit_ray
+
+    record, ended = submit_ray(
+        config, overrides or [], address, directory or Path.cwd(), lambda piece: typer.echo(piece, nl=False), wait
+    )
+    typer.echo(f"job {record.job} ({record.name}): {ended.lower()}")
+    if wait and ended != "SUCCEEDED":
+        raise typer.Exit(1)
+
+
 def _submitted(jobs: list[Any], as_json: bool) -> None:
     from cluster.slurm import submit
 
@@ -132,6 +153,11 @@ def logs(
     """Show the logs of a run's newest job."""
     from cluster.jobs import LIVING, log_files, state_of
 
+    if _newest(run).scheduler == "ray":
+        from cluster.ray_job import logs as ray_logs
+
+        typer.echo(ray_logs(_newest(run)))
+        return
     record, shown = _newest(run), dict[Path, int]()
     while True:
         living = state_of(run, record).split()[0] in LIVING
@@ -161,6 +187,10 @@ def resume(run: RunFolder) -> None:
     from graphkd.errors import UserError
 
     record = _newest(run)
+    if record.scheduler == "ray":
+        given = record.resubmit
+        submit_to_ray(Path(given["config"]), given["overrides"], record.site, Path(given["directory"]), wait=False)
+        return
     state = state_of(run, record)
     if state.split()[0] in LIVING:
         raise UserError(f"job {record.job} of {run} is {state.lower()}; end it first: graphkd jobs cancel {run}")

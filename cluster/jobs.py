@@ -55,13 +55,19 @@ def runs_below(root: Path) -> list[Path]:
 
 def state_of(folder: Path, record: JobRecord) -> str:
     """What became of a job: the scheduler's word, else the run's own record of how it ended."""
-    said = _slurm_state(record.job)
+    said = _ray_state(record) if record.scheduler == "ray" else _slurm_state(record.job)
     if said and said.split()[0] in LIVING:
         return said
     own = [line for line in read_lines(folder / LIVES_FILE) if line["job"] == record.job and line["event"] != "begin"]
     if own and own[-1]["event"] != "preempted":
         return str(own[-1]["event"]).upper()
     return said or "FORGOTTEN"
+
+
+def _ray_state(record: JobRecord) -> str:
+    from cluster.ray_job import status
+
+    return status(record)
 
 
 def _slurm_state(job: str) -> str:
@@ -80,6 +86,11 @@ def _slurm_state(job: str) -> str:
 
 def cancel(record: JobRecord) -> None:
     """End a job; it is not queued again."""
+    if record.scheduler == "ray":
+        from cluster.ray_job import stop
+
+        stop(record)
+        return
     done = subprocess.run(["scancel", record.job], capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"scancel {record.job} failed: {done.stderr.strip()}")

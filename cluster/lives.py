@@ -1,6 +1,7 @@
 """How often a job was queued again and why, from its run's record; and when it has been often enough.
 
-A start without an end was cut off: by the failure of a node, or a kill that gave no time. It counts as a failure.
+A start without an end was cut off: by the failure of a node, or a kill that gave no time. It counts as a failure. One
+that was told to leave by SIGTERM was cancelled; where Slurm started the job again all the same, it was preempted.
 """
 
 from __future__ import annotations
@@ -45,8 +46,15 @@ class Lives:
         ends = {line["restart"]: line["event"] for line in own if line["event"] != "begin"}
         begun = {line["restart"] for line in own if line["event"] == "begin"}
         cut_off = sum(restart not in ends for restart in begun if restart != self._place.restart)
-        ended = list(ends.values())
-        return {PREEMPTED: ended.count(PREEMPTED), FAILED: ended.count(FAILED) + cut_off}
+        earlier = [event for restart, event in ends.items() if restart != self._place.restart]
+        preempted = list(ends.values()).count(PREEMPTED) + earlier.count(CANCELLED)
+        return {PREEMPTED: preempted, FAILED: list(ends.values()).count(FAILED) + cut_off}
+
+    def is_open(self) -> bool:
+        """Whether this start has begun and nobody wrote down its end."""
+        own = [line for line in read_lines(self._path) if line["job"] == self._place.job]
+        events = [line["event"] for line in own if line["restart"] == self._place.restart]
+        return events == ["begin"]
 
     def spent(self, site: Site) -> str | None:
         """Why this job must not be queued again, or None."""

@@ -34,6 +34,11 @@ USAGE = (1, 2)
 """Exit codes of the command for what another try would not mend: a user's error, wrong usage."""
 TEMPORARY_FAILURE = 75
 """Of sysexits.h; the command's for a cluster that failed under it."""
+HEARTBEAT_S = 5.0
+LOST_S = 60.0
+"""After which a node that has not been heard of is taken for dead."""
+MANY = 8
+"""Nodes beyond which each looks at the shared folder less often."""
 LEFT = 60.0
 """Seconds that a task waits to be ended after its job was queued again."""
 
@@ -139,12 +144,15 @@ class _Head:
 
     def _supervised(self, node: RayNode, environment: dict[str, str]) -> tuple[int, str]:
         command = subprocess.Popen(_command(self.spec, self.place), env=environment, cwd=self.spec.directory)
-        passed = 0
+        passed, beat = 0, 0.0
         while command.poll() is None:
             for number in self.signals[passed:]:
                 command.send_signal(number)
             passed = len(self.signals)
-            failed = self.meeting.failure() or ("Ray's head ended" if node.has_ended() else None)
+            failed = "Ray's head ended" if node.has_ended() else None
+            if time.monotonic() - beat > HEARTBEAT_S:
+                beat = time.monotonic()
+                failed = failed or self.meeting.failure() or self._lost()
             if failed:
                 command.kill()
                 command.wait()
@@ -152,13 +160,19 @@ class _Head:
             time.sleep(POLL_S)
         return command.returncode, f"exit code {command.returncode}"
 
+    def _lost(self) -> str | None:
+        """The line about nodes that died without a word."""
+        self.meeting.alive(0)
+        lost = [node for node in range(1, self.place.nodes) if self.meeting.lost(node, LOST_S)]
+        return f"nodes {lost} have not been heard of for {LOST_S:g} s" if lost else None
+
     def _ended(self, code: int, why: str) -> int:
         if code == 0:
             self.lives.end(FINISHED)
             return 0
         if signal.SIGUSR2 in self.signals:
             self.lives.end(PREEMPTED, why)
-        elif signal.SIGTERM in self.signals:
+        elif signal.SIGTERM in self.signals and not self.meeting.failure():
             self.lives.end(CANCELLED, why)
             return code
         elif code in USAGE:
@@ -167,13 +181,18 @@ class _Head:
         else:
             self.lives.end(FAILED, why)
             log.error("%s", why)
-        spent = self.lives.spent(self.spec.site)
-        if spent:
-            raise ClusterError(f"job {self.place.job} is not queued again: {spent}; {why}")
-        log.info("job %s is queued again: %s", self.place.job, why)
-        requeue(self.place.job)
+        queue_again(self.lives, self.spec, self.place, why)
         time.sleep(LEFT)  # until it is ended; whoever leaves by himself would end the job, not this start of it
         return code
+
+
+def queue_again(lives: Lives, spec: JobSpec, place: Place, why: str) -> None:
+    """Queue the job again; raises ClusterError where that was done often enough."""
+    spent = lives.spent(spec.site)
+    if spent:
+        raise ClusterError(f"job {place.job} is not queued again: {spent}; {why}")
+    log.info("job %s is queued again: %s", place.job, why)
+    requeue(place.job)
 
 
 def _worker(spec: JobSpec, place: Place, meeting: Rendezvous, address: str) -> int:
@@ -184,11 +203,15 @@ def _worker(spec: JobSpec, place: Place, meeting: Rendezvous, address: str) -> i
     try:
         node.start_worker(head["address"])
         meeting.until(node.is_up, lambda: f"Ray did not join {head['address']} within {spec.site.deadline_s:g} s")
+        meeting.alive(place.node)
         meeting.say(f"{JOINED}-{place.node}", node=place.name)
         while meeting.said(ENDED) is None:
             if node.has_ended():
                 raise ClusterError("Ray ended while the job was running")
-            time.sleep(4 * POLL_S)
+            if meeting.lost(0, LOST_S):
+                raise ClusterError(f"the head has not been heard of for {LOST_S:g} s")
+            meeting.alive(place.node)
+            time.sleep(HEARTBEAT_S if place.nodes > MANY else POLL_S)
     finally:
         node.end()
     return 0

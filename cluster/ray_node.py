@@ -135,7 +135,7 @@ class RayNode:
 
 
 def _ignore_warnings() -> None:
-    # Slurm sends its warning to every process of the job; what is not set to ignore it, such as raylets, would die of it.
+    # Slurm sends its warning to every process of a job; what does not ignore it, such as a raylet, would die of it.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 

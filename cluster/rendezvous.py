@@ -59,6 +59,17 @@ class Rendezvous:
         """The nodes that have published ``name-NODE``."""
         return {int(path.stem.rpartition("-")[2]) for path in self.folder.glob(f"{name}-*.json")}
 
+    def alive(self, node: int) -> None:
+        """Say that ``node`` is there; to be repeated."""
+        (self.folder / f"alive-{node}").touch()
+
+    def lost(self, node: int, after_s: float) -> bool:
+        """Whether ``node`` has not been heard of for so long, by the clock of the file system."""
+        probe = self.folder / f"alive-{node}"
+        own = self.folder / f"clock-{os.getpid()}"
+        own.touch()
+        return probe.exists() and own.stat().st_mtime - probe.stat().st_mtime > after_s
+
     def failure(self) -> str | None:
         """The line of the first node that failed."""
         for path in sorted(self.folder.glob("failed-*.json")):

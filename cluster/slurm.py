@@ -72,12 +72,15 @@ def _spec_file(submission: Submission) -> Path:
 
 
 def _task_command(submission: Submission) -> str:
-    site = submission.spec.site
-    command = [*site.container, site.python, "-u", "-m", "cluster.node", str(_spec_file(submission))]
+    return _shell(submission.spec.site, "cluster.node", _spec_file(submission))
+
+
+def _shell(site: Site, module: str, spec: Path) -> str:
+    command = [*site.container, site.python, "-u", "-m", module, str(spec)]
     if not site.prologue:
         return shlex.join(command)
     # In every task, since srun hands on the batch script's environment but not what a container or node needs.
-    return shlex.join(["bash", "-c", "\n".join([*site.prologue, f"exec {shlex.join(command)}"])])
+    return shlex.join(["bash", "-c", "\n".join([*site.prologue, f'exec {shlex.join(command)} "$@"']), "bash"])
 
 
 def _executor(submission: Submission) -> Any:
@@ -104,7 +107,9 @@ def _executor(submission: Submission) -> Any:
     executor.update_parameters(
         **_parameters(submission),
         additional_parameters=_additional(submission),
-        srun_args=["--kill-on-bad-exit=1", *_task_resources(site)],
+        # A task that is killed must not take the head with it before that has queued the job again.
+        srun_args=["--kill-on-bad-exit=0", *_task_resources(site)],
+        teardown=["code=$?", f'{_shell(site, "cluster.afterwards", _spec_file(submission))} "$code"'],
     )
     if submission.tasks:
         executor.parameters["map_count"] = submission.tasks
