@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,11 +50,14 @@ def submit(submission: Submission) -> JobRecord:
     write_atomic(_spec_file(submission), submission.spec.model_dump_json(indent=1))
     executor = _executor(submission)
     executor.folder.mkdir(parents=True, exist_ok=True)
+    said = io.StringIO()  # submitit passes on what sbatch says, and raises only the last of it
     try:
-        job = executor._submit_command(_task_command(submission))
+        with redirect_stderr(said):
+            job = executor._submit_command(_task_command(submission))
     except (FailedJobError, OSError) as error:
-        lines = [line for line in str(error).splitlines() if "sbatch" in line] or str(error).splitlines()
-        raise UserError(f"Slurm did not take job {submission.name}: {lines[-1]}") from error
+        reasons = [line.removeprefix("sbatch: error: ") for line in said.getvalue().splitlines() if line.strip()]
+        reason = "; ".join(reasons) or str(error)
+        raise UserError(f"Slurm did not take job {submission.name}: {reason}") from error
     record = JobRecord(
         scheduler="slurm",
         job=job.job_id,

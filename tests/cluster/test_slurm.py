@@ -282,8 +282,11 @@ def test_an_array_builds_a_cache_though_one_task_is_killed(slurm: SlurmHere, roo
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"partition": "nowhere"}, r"invalid partition"),
-        ({"account": "nobody", "options": {"nodelist": "node9"}}, r"Slurm did not take job"),
+        ({"partition": "nowhere"}, "invalid partition specified: nowhere"),
+        (
+            {"options": {"nodelist": "node9"}},
+            "Slurm did not take job refused: Batch job submission failed: Invalid node name",
+        ),
     ],
     ids=["partition", "node"],
 )

@@ -121,7 +121,7 @@ def test_the_moving_average_follows_its_formula_and_is_what_is_judged(folder: Pa
     )
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("bf16", marks=pytest.mark.slow), "fp16"])
 def test_half_precision_is_near_and_goes_on_bit_for_bit(
     precision: str, folder: Path, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
