@@ -21,7 +21,7 @@ from types import FrameType
 
 from cluster.lives import CANCELLED, FAILED, FINISHED, PREEMPTED, REFUSED, Lives, requeue
 from cluster.place import Place, address_of, own_place
-from cluster.ray_node import RayNode, free_ports, ports_of
+from cluster.ray_node import RayNode, bound_to_task, free_ports, ports_of
 from cluster.rendezvous import ClusterError, Rendezvous
 from cluster.spec import JobSpec
 from graphkd.errors import UserError
@@ -128,8 +128,8 @@ class _Head:
         return self._ended(code, why)
 
     def _command_on(self, node: RayNode, temporary: Path) -> tuple[int, str]:
-        port, client_port = free_ports(self.address, ports_of(self.place.job))
-        node.start_head(port, client_port, temporary)
+        port, client_port, agent_port = free_ports(self.address, ports_of(self.place.job), 3)
+        node.start_head(port, client_port, agent_port, temporary)
         deadline = f"within {self.spec.site.deadline_s:g} s"
         self.meeting.until(node.is_up, lambda: f"node 0 ({self.place.name}): Ray's head was not up {deadline}")
         head = f"{self.address}:{port}"
@@ -143,7 +143,8 @@ class _Head:
         return self._supervised(node, {**node.environment(), "RAY_ADDRESS": head})
 
     def _supervised(self, node: RayNode, environment: dict[str, str]) -> tuple[int, str]:
-        command = subprocess.Popen(_command(self.spec, self.place), env=environment, cwd=self.spec.directory)
+        words, where = _command(self.spec, self.place), self.spec.directory
+        command = subprocess.Popen(words, env=environment, cwd=where, preexec_fn=bound_to_task)
         passed, beat = 0, 0.0
         while command.poll() is None:
             for number in self.signals[passed:]:
@@ -201,7 +202,8 @@ def _worker(spec: JobSpec, place: Place, meeting: Rendezvous, address: str) -> i
     head = meeting.until(lambda: meeting.said(HEAD), lambda: late)
     node = RayNode(address, spec.site, meeting.token(), meeting.folder / f"ray-{place.node}.log")
     try:
-        node.start_worker(head["address"])
+        (agent_port,) = free_ports(address, ports_of(place.job, place.node), 1)
+        node.start_worker(head["address"], agent_port)
         meeting.until(node.is_up, lambda: f"Ray did not join {head['address']} within {spec.site.deadline_s:g} s")
         meeting.alive(place.node)
         meeting.say(f"{JOINED}-{place.node}", node=place.name)

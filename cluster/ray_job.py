@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_fixed
 
 from cluster.jobs import JobRecord, remember
 from graphkd.errors import ConfigError, UserError
 from pipeline.config.layers import read_layers
 from pipeline.files import write_atomic
 
+AGENT_WAIT_S = 60
 STOP_WAIT_S = 120
 """That a stopped job is given to save; Ray's default of 3 s is too little."""
 
@@ -47,7 +49,9 @@ def submit_ray(
     with tempfile.TemporaryDirectory(prefix="graphkd-job-") as sent:
         write_atomic(Path(sent) / "config.yaml", yaml.safe_dump(content, sort_keys=False))
         train = 'python -m pipeline train "$here/config.yaml"'
-        job = client.submit_job(
+        job = _taken(
+            client,
+            address,
             entrypoint=f"here=$PWD; cd {shlex.quote(str(directory))} && exec {train}",
             runtime_env={"working_dir": sent, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}},
             metadata={"run": content["name"]},
@@ -70,6 +74,20 @@ def submit_ray(
     return record, str(client.get_job_status(job))
 
 
+def _taken(client: Any, address: str, **job: Any) -> str:
+    """Submit, while the cluster's agents are still coming up again and again; raises UserError with Ray's reason."""
+    retrying = Retrying(
+        retry=retry_if_exception_message(match=r"(.|\n)*No available agent"),
+        stop=stop_after_delay(AGENT_WAIT_S),
+        wait=wait_fixed(1),
+        reraise=True,
+    )
+    try:
+        return str(retrying(client.submit_job, **job))
+    except RuntimeError as error:
+        raise UserError(f"the Ray cluster at {address} did not take the job: {str(error).splitlines()[0]}") from error
+
+
 def status(record: JobRecord) -> str:
     """What the cluster says of a job, or an empty text where it does not answer."""
     try:
@@ -90,11 +108,17 @@ def logs(record: JobRecord) -> str:
 
 def _client(address: str) -> Any:
     try:
+        from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
         raise ConfigError("Ray is not installed; pip install 'graphkd[ray]'") from error
     try:
         return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise UserError(
+            f"the Ray cluster at {address} asks for its token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to its "
+            "file"
+        ) from error
     except (ConnectionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"no Ray cluster answers at {address} ({reason}); give the address of its dashboard") from error

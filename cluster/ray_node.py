@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -16,24 +17,25 @@ import psutil
 from cluster.rendezvous import ClusterError
 from cluster.site import Site
 
+PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
 UP = "Ray runtime started"
 FIRST_PORT, LAST_PORT = 20_000, 32_000  # below what Linux gives to outgoing connections
-TRIES = 5
+TRIES = 8
 END_S = 10.0
 
 
-def ports_of(job: str) -> list[int]:
-    """Ports to try for the head of ``job``, derived from its id, so that jobs on one node seldom meet."""
-    number = int("".join(filter(str.isdigit, job)) or "0")
+def ports_of(job: str, node: int = 0) -> list[int]:
+    """Ports to try for a node of ``job``, derived from its id, so that jobs on one machine seldom meet."""
+    number = int("".join(filter(str.isdigit, job)) or "0") + 101 * node
     span = LAST_PORT - FIRST_PORT
     return [FIRST_PORT + (number * 7 + attempt * 1009) % span for attempt in range(TRIES)]
 
 
-def free_ports(address: str, candidates: list[int]) -> tuple[int, int]:
-    """The first two of ``candidates`` that nobody listens on; raises ClusterError where there are none."""
+def free_ports(address: str, candidates: list[int], count: int) -> list[int]:
+    """The first ``count`` of ``candidates`` that nobody listens on; raises ClusterError where there are fewer."""
     free = [port for port in candidates if _is_free(address, port)]
-    if len(free) > 1:
-        return free[0], free[1]
+    if len(free) >= count:
+        return free[:count]
     raise ClusterError(f"ports {candidates} of {address} are all taken; end what holds them, or submit again")
 
 
@@ -71,19 +73,26 @@ class RayNode:
             own |= {"NCCL_SOCKET_IFNAME": self.site.interface, "GLOO_SOCKET_IFNAME": self.site.interface}
         return {**os.environ, **own}
 
-    def start_head(self, port: int, client_port: int, temporary: Path) -> None:
+    def start_head(self, port: int, client_port: int, agent_port: int, temporary: Path) -> None:
         """Begin to start the head, without a dashboard; Ray's client server cannot be left out, so it gets a port."""
         temporary.mkdir(parents=True, exist_ok=True, mode=0o700)
         ports = ["--port", str(port), "--ray-client-server-port", str(client_port)]
-        self._start(["--head", *ports, "--include-dashboard=false", "--temp-dir", str(temporary)])
+        self._start(["--head", *ports, "--include-dashboard=false", "--temp-dir", str(temporary)], agent_port)
 
-    def start_worker(self, head: str) -> None:
+    def start_worker(self, head: str, agent_port: int) -> None:
         """Begin to join the head at ``head``, host:port."""
-        self._start(["--address", head])
+        self._start(["--address", head], agent_port)
 
-    def _start(self, arguments: list[str]) -> None:
+    def _start(self, arguments: list[str], agent_port: int) -> None:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, "--block"]
-        command += ["--node-ip-address", self.address, "--num-cpus", str(self.site.cpus_per_node)]
+        command += [
+            "--dashboard-agent-listen-port",
+            str(agent_port),
+            "--node-ip-address",
+            self.address,
+            "--num-cpus",
+            str(self.site.cpus_per_node),
+        ]
         command += ["--num-gpus", str(self.site.gpus_per_node)] if self.site.gpus_per_node else []
         command += ["--disable-usage-stats", "--object-store-memory", str(256 << 20)]
         with self.log.open("ab") as log:
@@ -93,7 +102,7 @@ class RayNode:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_ignore_warnings,  # safe: this process has one thread
+                preexec_fn=bound_to_task,  # safe: this process has one thread
             )
 
     def is_up(self) -> bool | None:
@@ -134,7 +143,9 @@ class RayNode:
             self._process.wait()
 
 
-def _ignore_warnings() -> None:
+def bound_to_task() -> None:
+    """In a child before its program: end when the task does, however that ends, and let Slurm's warning pass by."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     # Slurm sends its warning to every process of a job; what does not ignore it, such as a raylet, would die of it.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 

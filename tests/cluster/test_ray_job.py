@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -22,13 +23,25 @@ from tests.killing import end_all, wait_for
 pytestmark = [pytest.mark.kill, pytest.mark.ray]
 
 
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5" * 64}
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    port, dashboard, client = _free_ports(3)
+    port, dashboard, client, agent = _free_ports(4)
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port", str(port)]
     command += ["--node-ip-address", "127.0.0.2", "--dashboard-host", "127.0.0.2", "--dashboard-port", str(dashboard)]
-    command += ["--ray-client-server-port", str(client), "--num-cpus", "4", "--object-store-memory", str(80 << 20)]
-    head = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    command += ["--ray-client-server-port", str(client), "--dashboard-agent-listen-port", str(agent)]
+    command += ["--num-cpus", "4", "--object-store-memory", str(80 << 20)]
+    os.environ |= TOKEN
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # jobs run the cluster's python
+    head = subprocess.Popen(
+        command,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     address = f"http://127.0.0.2:{dashboard}"
     try:
         wait_for(lambda: answers(address), "the dashboard", 90)
@@ -36,20 +49,25 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         end_all(head.pid)
         head.wait(30)
+        for name in TOKEN:
+            del os.environ[name]
 
 
 def answers(address: str) -> bool:
+    import urllib.error
     import urllib.request
 
     try:
         return urllib.request.urlopen(f"{address}/api/version", timeout=2).status == 200
+    except urllib.error.HTTPError as error:
+        return error.code == 401  # it asks for the token, which Ray keeps in this user's home
     except OSError:
         return False
 
 
 def configured(folder: Path, packed: Path, name: str, steps: int) -> tuple[RunConfig, Path]:
     content = small_run(folder, packed, name, schedule={"steps": steps}, run={"ledger": True, "checkpoint_every": 10})
-    content["engine"] = {"name": "ray", "workers": 2, "threads": 1, "device": "cpu"}
+    content["engine"] = {"name": "ray", "workers": 2, "threads": 1, "device": "cpu", "max_failures": 0}
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content))
     return resolve(content, name), path
@@ -94,6 +112,15 @@ def test_a_stopped_job_saves_and_goes_on_when_it_is_submitted_again(
     wait_for(lambda: max(read_ledger(config.folder)) == 199, "its last step", 180)
     time.sleep(1)
     assert sorted(read_ledger(config.folder)) == list(range(200))
+
+
+def test_nobody_submits_without_the_token(
+    cluster: str, dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, path = configured(tmp_path, dataset_folder, "stranger", 4)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "6" * 64)
+    done = submit(cluster, path)
+    assert done.returncode == 1 and "asks for its token" in done.stderr.splitlines()[-1]
 
 
 def test_no_cluster_is_one_line(dataset_folder: Path, tmp_path: Path) -> None:

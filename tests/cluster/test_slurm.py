@@ -235,6 +235,7 @@ def test_a_job_whose_first_task_is_killed_is_queued_again_by_another_budget(
             os.kill(int(pid), signal.SIGKILL)
     finishes(slurm, config, job)
     assert events(config) == ["begin", "failed", "begin", "finished"], said(config)
+    wait_for(lambda: not ray_processes(job), "the end of its Ray", 30)
     assert sorted(read_ledger(config.folder)) == list(range(STEPS))
 
 

@@ -28,7 +28,6 @@ pytestmark = [pytest.mark.kill, pytest.mark.ray]
 
 STAGES = [
     ("step", 3, True),
-    ("report", 2, False),
     ("rename", 2, True),
     *[
         pytest.param(stage, marks=pytest.mark.slow)
@@ -128,6 +127,7 @@ def test_a_killed_worker_is_started_again_and_nothing_is_lost(
     assert [start.why for start in read_starts(config.folder)] == ["killed", "finished"]
 
 
+@pytest.mark.slow
 def test_one_of_two_workers_killed_mid_step(
     session: None, root: Path, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
