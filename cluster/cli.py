@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
     for command in (list_jobs, logs, cancel, resume):
         jobs.command(command.__name__.removesuffix("_jobs"))(command)
     app.add_typer(jobs, name="jobs")
+    app.command()(doctor)
 
 
 def submit_slurm(
@@ -128,6 +129,26 @@ def _say(submitted: list[tuple[Any, Any]], as_json: bool) -> None:
         return
     for job, record in submitted:
         typer.echo(f"job {record.job} ({record.name}): run folder {job.spec.run_folder}, logs {record.logs}")
+
+
+def doctor(
+    site: SiteFile,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="How many nodes to look at.")] = 2,
+    folder: Annotated[Path, typer.Option(help="Folder that all nodes share, for the job's files.")] = Path(
+        "runs/doctor"
+    ),
+) -> None:
+    """Look at a site with a short job: folders, ports, GPUs, network, all-reduce; one line for each fault."""
+    from cluster.doctor import examine
+    from cluster.site import load_site
+
+    findings = examine(load_site(site), nodes, folder, lambda line: typer.echo(line, err=True))
+    for finding in findings:
+        facts = ", ".join(f"{name} {value}" for name, value in finding.facts.items())
+        typer.echo(f"{finding.node}: {'fault' if finding.faults else 'well'}; {facts}")
+        for fault in finding.faults:
+            typer.echo(f"{finding.node}: FAULT {fault}")
+    raise typer.Exit(1 if any(finding.faults for finding in findings) else 0)
 
 
 def list_jobs(

@@ -55,7 +55,7 @@ def runs_below(root: Path) -> list[Path]:
 
 def state_of(folder: Path, record: JobRecord) -> str:
     """What became of a job: the scheduler's word, else the run's own record of how it ended."""
-    said = _ray_state(record) if record.scheduler == "ray" else _slurm_state(record.job)
+    said = _ray_state(record) if record.scheduler == "ray" else slurm_state(record.job)
     if said and said.split()[0] in LIVING:
         return said
     own = [line for line in read_lines(folder / LIVES_FILE) if line["job"] == record.job and line["event"] != "begin"]
@@ -70,7 +70,8 @@ def _ray_state(record: JobRecord) -> str:
     return status(record)
 
 
-def _slurm_state(job: str) -> str:
+def slurm_state(job: str) -> str:
+    """What Slurm says of a job, or an empty text where it has forgotten it."""
     queue = ["squeue", "--noheader", "--states=all", "--format=%T", "--jobs", job]
     account = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=State", "--jobs", job]
     for command in (queue, account):

@@ -61,7 +61,7 @@ class Lives:
         counts = self.counts()
         for kind, most in ((PREEMPTED, site.preemptions), (FAILED, site.failures)):
             if counts[kind] > most:
-                return f"it was {kind} {counts[kind]} times, and the site allows {most}"
+                return f"it ended as {kind} {counts[kind]} times, and the site allows {most}"
         return None
 
 

@@ -132,6 +132,7 @@ class _Head:
         node.start_head(port, client_port, agent_port, temporary)
         deadline = f"within {self.spec.site.deadline_s:g} s"
         self.meeting.until(node.is_up, lambda: f"node 0 ({self.place.name}): Ray's head was not up {deadline}")
+        self.meeting.alive(0)
         head = f"{self.address}:{port}"
         self.meeting.say(HEAD, address=head, node=self.place.name)
         others = set(range(1, self.place.nodes))
@@ -164,7 +165,7 @@ class _Head:
     def _lost(self) -> str | None:
         """The line about nodes that died without a word."""
         self.meeting.alive(0)
-        lost = [node for node in range(1, self.place.nodes) if self.meeting.lost(node, LOST_S)]
+        lost = [node for node in range(1, self.place.nodes) if self.meeting.lost(node, 0, LOST_S)]
         return f"nodes {lost} have not been heard of for {LOST_S:g} s" if lost else None
 
     def _ended(self, code: int, why: str) -> int:
@@ -210,9 +211,9 @@ def _worker(spec: JobSpec, place: Place, meeting: Rendezvous, address: str) -> i
         while meeting.said(ENDED) is None:
             if node.has_ended():
                 raise ClusterError("Ray ended while the job was running")
-            if meeting.lost(0, LOST_S):
-                raise ClusterError(f"the head has not been heard of for {LOST_S:g} s")
             meeting.alive(place.node)
+            if meeting.lost(0, place.node, LOST_S):
+                raise ClusterError(f"the head has not been heard of for {LOST_S:g} s")
             time.sleep(HEARTBEAT_S if place.nodes > MANY else POLL_S)
     finally:
         node.end()

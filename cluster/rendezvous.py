@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from graphkd.errors import UserError
 from pipeline.files import write_atomic
 
+FAILED = "failed"
 POLL_S = 0.2
 LONGEST_POLL_S = 2.0
 Value = TypeVar("Value")
@@ -63,23 +64,22 @@ class Rendezvous:
         """Say that ``node`` is there; to be repeated."""
         (self.folder / f"alive-{node}").touch()
 
-    def lost(self, node: int, after_s: float) -> bool:
-        """Whether ``node`` has not been heard of for so long, by the clock of the file system."""
-        probe = self.folder / f"alive-{node}"
-        own = self.folder / f"clock-{os.getpid()}"
-        own.touch()
-        return probe.exists() and own.stat().st_mtime - probe.stat().st_mtime > after_s
+    def lost(self, node: int, by: int, after_s: float) -> bool:
+        """Whether ``node`` was heard of so much less lately than ``by``, both by the clock of the file system."""
+        try:
+            theirs = (self.folder / f"alive-{node}").stat().st_mtime
+        except FileNotFoundError:
+            return False
+        return (self.folder / f"alive-{by}").stat().st_mtime - theirs > after_s
 
     def failure(self) -> str | None:
-        """The line of the first node that failed."""
-        for path in sorted(self.folder.glob("failed-*.json")):
-            line: str = json.loads(path.read_text())["line"]
-            return line
-        return None
+        """The line of a node that failed."""
+        said = self.said(FAILED)
+        return None if said is None else str(said["line"])
 
     def fail(self, node: int, line: str) -> None:
-        """Tell the others that ``node`` cannot go on."""
-        self.say(f"failed-{node}", line=line)
+        """Tell the others that ``node`` cannot go on; one file for all, since everybody looks at it all the time."""
+        self.say(FAILED, node=node, line=line)
 
     def until(self, ready: Callable[[], Value | None], late: Callable[[], str]) -> Value:
         """Wait until ``ready`` gives something; raises ClusterError where a node failed, or ``late`` in the end."""

@@ -33,6 +33,8 @@ class Submission:
     """Jobs that must have finished before."""
     tasks: int = 0
     """Of an array; 0 for one job."""
+    module: str = "cluster.node"
+    """What a task runs."""
 
 
 def script(submission: Submission) -> str:
@@ -77,7 +79,7 @@ def _spec_file(submission: Submission) -> Path:
 
 
 def _task_command(submission: Submission) -> str:
-    return _shell(submission.spec.site, "cluster.node", _spec_file(submission))
+    return _shell(submission.spec.site, submission.module, _spec_file(submission))
 
 
 def _shell(site: Site, module: str, spec: Path) -> str:
