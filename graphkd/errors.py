@@ -41,3 +41,7 @@ class StoppedError(UserError):
 
 class TrainingError(UserError):
     """Training cannot go on, such as after a loss that is not finite."""
+
+
+class LostWorkersError(TrainingError):
+    """Workers died again and again, by what was not the user's mistake; another try, elsewhere, may succeed."""

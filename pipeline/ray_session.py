@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from graphkd.errors import TrainingError, UserError
+from graphkd.errors import LostWorkersError, UserError
 
 OBJECT_STORE_BYTES = 256 << 20  # nothing large passes through Ray's object store
 LOOPBACK = "127.0.0.1"
@@ -47,7 +47,7 @@ def ray_session(workers: int) -> Iterator[None]:
 
 
 def own_error(error: BaseException, what: str) -> UserError:
-    """The UserError that a worker raised, or a TrainingError with Ray's reason why ``what`` failed."""
+    """The UserError that a worker raised, or a LostWorkersError with Ray's reason why ``what`` failed."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     for failure in failures.values():
         cause: BaseException | None = failure
@@ -56,4 +56,4 @@ def own_error(error: BaseException, what: str) -> UserError:
                 return cause
             cause = getattr(cause, "cause", None) or cause.__cause__
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return TrainingError(f"{what} failed on Ray: {lines[-1][:300]}; look at Ray's logs")
+    return LostWorkersError(f"{what} failed on Ray: {lines[-1][:300]}; look at Ray's logs")

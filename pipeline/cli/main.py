@@ -47,9 +47,12 @@ for _plug_in in entry_points(group="graphkd.commands"):  # such as cluster's, wi
     _plug_in.load()(app)
 
 
+TEMPORARY_FAILURE = 75  # as sysexits.h has it; jobs that end with it are queued again
+
+
 def main() -> None:
-    """Run the command line: exit code 0 only for success, 1 for an error, 2 for wrong usage, 128 and the signal's
-    number when a signal ended it.
+    """Run the command line: exit code 0 only for success, 1 for an error, 2 for wrong usage, 75 where another try may
+    succeed, 128 and the signal's number when a signal ended it.
     """
     debug = "--debug" in sys.argv
     try:
@@ -65,8 +68,10 @@ def main() -> None:
 
 
 def _exit_code(error: Exception) -> int:
-    from graphkd.errors import StoppedError
+    from graphkd.errors import LostWorkersError, StoppedError
 
+    if isinstance(error, LostWorkersError):
+        return TEMPORARY_FAILURE
     return 128 + error.signal if isinstance(error, StoppedError) else 1  # as shells and schedulers read it
 
 

@@ -27,7 +27,7 @@ ASK_EVERY = 10
 
 
 def run_ray(config: RunConfig) -> None:
-    """Train on Ray Train workers; raises the worker's own UserError, or TrainingError with Ray's reason."""
+    """Train on Ray Train workers; raises the worker's own UserError, or LostWorkersError with Ray's reason."""
     try:
         import ray.train
         from ray.train import FailureConfig, ScalingConfig

@@ -108,3 +108,16 @@ def test_progress_without_a_terminal_tells_rate_and_time_left() -> None:
     assert _pace(since, 20, 70, 170) == "(5.0/s, 0:00:20 left)"  # what was there before does not count
     assert _pace(since, 20, 170, 170) == "(15.0/s)"
     assert _pace(since, 20, 20, 170) == _pace(time.monotonic(), 0, 5, 10) == ""
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"), [("DataError('x')", 1), ("LostWorkersError('x')", 75), ("StoppedError('x', 10)", 138)]
+)
+def test_exit_codes_tell_schedulers_what_happened(raised: str, code: int) -> None:
+    program = (
+        "import sys; from graphkd import errors; from pipeline.cli import main, train\n"
+        f"def fails(*_, **__): raise errors.{raised}\n"
+        "train.configured = fails; sys.argv = ['graphkd', 'train', 'x.yaml']; main.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip().splitlines()[-1]) == (code, "error: x")
