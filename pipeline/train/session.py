@@ -127,7 +127,8 @@ class _Saving:
 
     def after_step(self, done: int, leaves: bool) -> bool:
         """Save where it is due, then evaluate; whether the run ends here for good."""
-        due, ends = self.judge.due(done), done == self.judge.steps
+        self.judge.look_aside(done)
+        due, ends = self.judge.due(done), done == self.judge.steps or self.judge.enough()
         if (self.going() or leaves or due or ends or done % self.every == 0) and done > self.saved:
             taken = self.state.snapshot(done, self.metrics, self.judge.best())
             if taken is not None:
@@ -138,7 +139,6 @@ class _Saving:
 
     def evaluated(self, done: int) -> bool:
         """Evaluate where it is due; whether the run ends after ``done`` steps for good."""
-        self.judge.look_aside(done)
         if self.judge.due(done):
             self.judge.judge(done)
         return done == self.judge.steps or self.judge.enough()
