@@ -16,6 +16,8 @@ from cluster.place import own_place
 from cluster.spec import JobSpec
 from graphkd.errors import UserError
 
+log = logging.getLogger("graphkd.cluster")
+
 
 def main() -> None:
     """End with the tasks' exit code."""
@@ -30,7 +32,7 @@ def main() -> None:
         try:
             queue_again(lives, spec, place, why)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the last line of a job's log
+            log.error("%s", error)
     sys.exit(code)
 
 

@@ -49,7 +49,7 @@ def main() -> None:
     try:
         code = run(JobSpec.model_validate_json(Path(sys.argv[1]).read_text()), own_place())
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the last line of a job's log
+        log.error("%s", error)
         code = 1
     sys.exit(code)
 
