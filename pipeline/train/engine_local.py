@@ -5,13 +5,17 @@ from __future__ import annotations
 import torch
 
 from pipeline.config import RunConfig
-from pipeline.runs.world import World
+from pipeline.runs.world import World, local_world
 from pipeline.train.session import run_worker
 from pipeline.train.stopping import stopped
 
 
-def run_local(config: RunConfig, world: World) -> None:
-    """Train in this process as one of ``world``'s. Raises StoppedError where a signal came."""
+def run_local(config: RunConfig, world: World | None = None) -> None:
+    """Train in this process as one of ``world``'s, or of torchrun's. Raises StoppedError where a signal came."""
+    if world is None:
+        with local_world(config.engine.device) as own:
+            run_local(config, own)
+        return
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
     number = run_worker(config, world)
