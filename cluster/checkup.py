@@ -81,7 +81,7 @@ def _memory_for_sharing(facts: dict[str, str]) -> None:
 
 
 def _socket_path(site: Site, place: Place) -> None:
-    path = f"{site.ray_temp}/graphkd-{os.getuid()}-{place.job}{RAYS_PART}"
+    path = f"{site.ray_folder(place.job)}{RAYS_PART}"
     if len(path.encode()) > LONGEST_SOCKET:
         raise ClusterError(
             f"paths of Ray's sockets below {site.ray_temp} would have {len(path.encode())} bytes, and Linux takes "
@@ -136,8 +136,7 @@ def _reduce(site: Site, place: Place, meeting: Rendezvous, facts: dict[str, str]
         (port,) = free_ports(address, ports_of(place.job), 1)
         meeting.say("store", address=address, port=port)
     store = meeting.until(lambda: meeting.said("store"), lambda: "node 0 did not publish its port")
-    if site.interface:
-        os.environ |= {"NCCL_SOCKET_IFNAME": site.interface, "GLOO_SOCKET_IFNAME": site.interface}
+    os.environ |= site.network
     on_gpu = bool(site.gpus_per_node) and torch.cuda.is_available()
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",

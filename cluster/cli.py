@@ -60,7 +60,7 @@ def submit_slurm(
     if dry_run:
         typer.echo(script(job))
         return
-    _submitted([job], as_json)
+    _submitted(job, as_json)
 
 
 def submit_pipeline(
@@ -113,10 +113,10 @@ def submit_to_ray(
         raise typer.Exit(1)
 
 
-def _submitted(jobs: list[Any], as_json: bool) -> None:
+def _submitted(job: Any, as_json: bool) -> None:
     from cluster.slurm import submit
 
-    _say([(job, submit(job)) for job in jobs], as_json)
+    _say([(job, submit(job))], as_json)
 
 
 def _say(submitted: list[tuple[Any, Any]], as_json: bool) -> None:
@@ -215,7 +215,7 @@ def resume(run: RunFolder) -> None:
     state = state_of(run, record)
     if state.split()[0] in LIVING:
         raise UserError(f"job {record.job} of {run} is {state.lower()}; end it first: graphkd jobs cancel {run}")
-    _submitted([again(record)], as_json=False)
+    _submitted(again(record), as_json=False)
 
 
 def _newest(run: Path) -> Any:

@@ -100,7 +100,7 @@ def cancel(record: JobRecord) -> None:
 def log_files(record: JobRecord) -> list[Path]:
     """The files that a job's tasks write to."""
     pattern = Path(record.logs)
-    return sorted(path for path in pattern.parent.glob("*_log.out") if path.name.startswith(f"{record.job}_"))
+    return sorted(pattern.parent.glob(pattern.name))
 
 
 def as_json(folder: Path, record: JobRecord) -> str:

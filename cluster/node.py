@@ -8,7 +8,6 @@ time limit or at preemption (SIGUSR2) is passed on to the command, which saves a
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import signal
 import subprocess
@@ -24,7 +23,7 @@ from cluster.place import Place, address_of, own_place
 from cluster.ray_node import RayNode, bound_to_task, free_ports, ports_of
 from cluster.rendezvous import ClusterError, Rendezvous
 from cluster.spec import JobSpec
-from graphkd.errors import UserError
+from graphkd.errors import TEMPORARY_FAILURE, UserError
 
 log = logging.getLogger("graphkd.cluster")
 
@@ -32,8 +31,6 @@ POLL_S = 0.5
 ENDED, HEAD, JOINED = "ended", "head", "joined"
 USAGE = (1, 2)
 """Exit codes of the command for what another try would not mend: a user's error, wrong usage."""
-TEMPORARY_FAILURE = 75
-"""Of sysexits.h; the command's for a cluster that failed under it."""
 HEARTBEAT_S = 5.0
 LOST_S = 60.0
 """After which a node that has not been heard of is taken for dead."""
@@ -74,7 +71,7 @@ def run(spec: JobSpec, place: Place) -> int:
 
 
 def _require_shared(spec: JobSpec, place: Place) -> None:
-    """Every node sees the shared folders; and where they can be written to, it is the same folder that all see."""
+    """Raise ClusterError where this node does not see a folder that all are to share."""
     for folder in spec.site.shared:
         if not folder.is_dir():
             raise ClusterError(f"shared folder {folder} is not there; mend shared in the site file, or the mount")
@@ -115,7 +112,7 @@ class _Head:
             raise ClusterError(
                 f"job {self.place.job} is not started again: {spent}; look at its log, then submit again"
             )
-        temporary = self.spec.site.ray_temp / f"graphkd-{os.getuid()}-{self.place.job}"
+        temporary = self.spec.site.ray_folder(self.place.job)
         node = RayNode(self.address, self.spec.site, self.meeting.token(), self.meeting.folder / "ray-0.log")
         try:
             code, why = self._command_on(node, temporary)
@@ -148,9 +145,7 @@ class _Head:
         command = subprocess.Popen(words, env=environment, cwd=where, preexec_fn=bound_to_task)
         passed, beat = 0, 0.0
         while command.poll() is None:
-            for number in self.signals[passed:]:
-                command.send_signal(number)
-            passed = len(self.signals)
+            passed = _pass_on(self.signals, passed, command)
             failed = "Ray's head ended" if node.has_ended() else None
             if time.monotonic() - beat > HEARTBEAT_S:
                 beat = time.monotonic()
@@ -225,11 +220,16 @@ def _alone(spec: JobSpec, place: Place, signals: list[int]) -> int:
     command = subprocess.Popen(_command(spec, place), cwd=spec.directory)
     passed = 0
     while command.poll() is None:
-        for number in signals[passed:]:
-            command.send_signal(number)
-        passed = len(signals)
+        passed = _pass_on(signals, passed, command)
         time.sleep(POLL_S)
     return command.returncode
+
+
+def _pass_on(signals: list[int], passed: int, command: subprocess.Popen[bytes]) -> int:
+    """Send the signals after the first ``passed`` to ``command``; gives how many it has had."""
+    for number in signals[passed:]:
+        command.send_signal(number)
+    return len(signals)
 
 
 def _command(spec: JobSpec, place: Place) -> list[str]:

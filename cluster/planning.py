@@ -23,7 +23,7 @@ def training_job(
         raise ConfigError(f"--nodes {nodes!r} is neither a number nor a range such as 1-4")
     content = read_layers(config, overrides)
     command = ("train", str(config.resolve()), *overrides)
-    return Submission(name=_name(content, config), spec=_spec(content, command, site), nodes=nodes, after=after)
+    return Submission(name=name_of(content, config), spec=_spec(content, command, site), nodes=nodes, after=after)
 
 
 def cache_job(
@@ -41,7 +41,7 @@ def cache_job(
     if tasks:
         command += ("engine.name=local",)
     spec = _spec(content, command, site, ray=not tasks, trains=False)
-    return Submission(name=f"{_name(content, config)}-cache", spec=spec, nodes=nodes, after=after, tasks=tasks)
+    return Submission(name=f"{name_of(content, config)}-cache", spec=spec, nodes=nodes, after=after, tasks=tasks)
 
 
 def again(record: JobRecord) -> Submission:
@@ -51,18 +51,21 @@ def again(record: JobRecord) -> Submission:
     return Submission(name=record.name, spec=JobSpec.model_validate(content), nodes=nodes, tasks=tasks)
 
 
-def _name(content: dict[str, Any], config: Path) -> str:
+def name_of(content: dict[str, Any], config: Path) -> str:
+    """The name of the run in ``config``; raises ConfigError where it has none."""
     name = content.get("name")
     if not isinstance(name, str):
         raise ConfigError(f"{config} has no name; add one, such as name: my-run")
     return name
 
 
+def folder_of(content: dict[str, Any]) -> Path:
+    """The folder of the run, as its config says it."""
+    return Path((content.get("run") or {}).get("folder") or Path("runs") / str(content.get("name")))
+
+
 def _spec(
     content: dict[str, Any], command: tuple[str, ...], site: Site, *, ray: bool = True, trains: bool = True
 ) -> JobSpec:
-    given = (content.get("run") or {}).get("folder")
-    folder = Path(given) if given else Path("runs") / str(content.get("name"))
-    return JobSpec(
-        command=command, run_folder=folder.absolute(), directory=Path.cwd(), site=site, ray=ray, trains=trains
-    )
+    folder = folder_of(content).absolute()
+    return JobSpec(command=command, run_folder=folder, directory=Path.cwd(), site=site, ray=ray, trains=trains)

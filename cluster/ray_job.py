@@ -14,6 +14,7 @@ import yaml
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_fixed
 
 from cluster.jobs import JobRecord, remember
+from cluster.planning import folder_of, name_of
 from graphkd.errors import ConfigError, UserError
 from pipeline.config.layers import read_layers
 from pipeline.files import write_atomic
@@ -42,9 +43,7 @@ def submit_ray(
         wait: whether to stay until the job ends.
     """
     content = read_layers(config, overrides)
-    if not isinstance(content.get("name"), str):
-        raise ConfigError(f"{config} has no name; add one, such as name: my-run")
-    folder = directory / ((content.get("run") or {}).get("folder") or Path("runs") / content["name"])
+    name, folder = name_of(content, config), directory / folder_of(content)
     client = _client(address)
     with tempfile.TemporaryDirectory(prefix="graphkd-job-") as sent:
         write_atomic(Path(sent) / "config.yaml", yaml.safe_dump(content, sort_keys=False))
@@ -54,12 +53,12 @@ def submit_ray(
             address,
             entrypoint=f"here=$PWD; cd {shlex.quote(str(directory))} && exec {train}",
             runtime_env={"working_dir": sent, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}},
-            metadata={"run": content["name"]},
+            metadata={"run": name},
         )
     record = JobRecord(
         scheduler="ray",
         job=job,
-        name=content["name"],
+        name=name,
         submitted=time.time(),
         command=("train", str(config.resolve()), *overrides),
         logs=address,

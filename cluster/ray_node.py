@@ -69,9 +69,7 @@ class RayNode:
     def environment(self) -> dict[str, str]:
         """What processes need that use this Ray."""
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._token), "RAY_USAGE_STATS_ENABLED": "0"}
-        if self.site.interface:
-            own |= {"NCCL_SOCKET_IFNAME": self.site.interface, "GLOO_SOCKET_IFNAME": self.site.interface}
-        return {**os.environ, **own}
+        return {**os.environ, **self.site.network, **own}
 
     def start_head(self, port: int, client_port: int, agent_port: int, temporary: Path) -> None:
         """Begin to start the head, without a dashboard; Ray's client server cannot be left out, so it gets a port."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graphkd.errors import ConfigError
+from pipeline.config.layers import read_mapping
 
 
 class Site(BaseModel):
@@ -57,15 +58,19 @@ class Site(BaseModel):
         """Training workers of a node."""
         return self.workers_per_node or max(1, self.gpus_per_node)
 
+    @property
+    def network(self) -> dict[str, str]:
+        """Environment of processes that speak to other nodes."""
+        return dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), self.interface) if self.interface else {}
+
+    def ray_folder(self, job: str) -> Path:
+        """Ray's temporary folder of one job of this user."""
+        return self.ray_temp / f"graphkd-{os.getuid()}-{job}"
+
 
 def load_site(path: Path) -> Site:
     """Read a site file; raises ConfigError with every mistake, one per line."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"site {path} does not exist; see configs/sites/ for examples") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"site {path} is not readable YAML: {' '.join(str(error).split())}") from error
+    content = read_mapping(path, "site", "configs/sites/")
     try:
         return Site.model_validate(content)
     except ValidationError as error:

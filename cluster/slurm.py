@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import shlex
 import time
-from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +66,7 @@ def submit(submission: Submission) -> JobRecord:
         command=submission.spec.command,
         logs=str(executor.folder / f"{job.job_id}_*_log.out"),
         site=submission.spec.site.name,
-        resubmit=json.loads(submission.spec.model_dump_json()) | {"nodes": submission.nodes, "tasks": submission.tasks},
+        resubmit=submission.spec.model_dump(mode="json") | {"nodes": submission.nodes, "tasks": submission.tasks},
     )
     remember(folder, record)
     return record
@@ -115,7 +113,8 @@ def _executor(submission: Submission) -> Any:
         **_parameters(submission),
         additional_parameters=_additional(submission),
         # A task that is killed must not take the head with it before that has queued the job again.
-        srun_args=["--kill-on-bad-exit=0", *_task_resources(site)],
+        # Newer Slurm does not hand --cpus-per-task of the job on to its steps.
+        srun_args=["--kill-on-bad-exit=0", f"--cpus-per-task={site.cpus_per_node}"],
         teardown=["code=$?", f'{_shell(site, "cluster.afterwards", _spec_file(submission))} "$code"'],
     )
     if submission.tasks:
@@ -147,8 +146,3 @@ def _additional(submission: Submission) -> dict[str, Any]:
         "chdir": str(submission.spec.directory),
         **submission.spec.site.options,
     }
-
-
-def _task_resources(site: Site) -> Sequence[str]:
-    # Newer Slurm does not hand --cpus-per-task of the job on to its steps.
-    return [f"--cpus-per-task={site.cpus_per_node}"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+TEMPORARY_FAILURE = 75
+"""Exit code, after sysexits.h, of a command that may succeed when it is run again; its job is queued again."""
+
 
 class UserError(Exception):
     """Base of every error that the command line prints as one line instead of a traceback."""

@@ -47,9 +47,6 @@ for _plug_in in entry_points(group="graphkd.commands"):  # such as cluster's, wi
     _plug_in.load()(app)
 
 
-TEMPORARY_FAILURE = 75  # as sysexits.h has it; jobs that end with it are queued again
-
-
 def main() -> None:
     """Run the command line: exit code 0 only for success, 1 for an error, 2 for wrong usage, 75 where another try may
     succeed, 128 and the signal's number when a signal ended it.
@@ -68,7 +65,7 @@ def main() -> None:
 
 
 def _exit_code(error: Exception) -> int:
-    from graphkd.errors import LostWorkersError, StoppedError
+    from graphkd.errors import TEMPORARY_FAILURE, LostWorkersError, StoppedError
 
     if isinstance(error, LostWorkersError):
         return TEMPORARY_FAILURE

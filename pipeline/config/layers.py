@@ -24,19 +24,25 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = path.resolve()
     if path in seen:
         raise ConfigError(f"{path} is its own base (through {seen[-1].name}); take that base out")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"config {path} does not exist; see configs/ for those that do") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"config {path} is not readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"config {path} holds a {type(content).__name__}, but a run is a mapping of keys to values")
+    content = read_mapping(path, "config", "configs/")
     bases = content.pop("base", [])
     content_of_bases: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
         content_of_bases = merged(content_of_bases, read_yaml(path.parent / base, (*seen, path)))
     return merged(content_of_bases, content)
+
+
+def read_mapping(path: Path, kind: str, examples: str) -> dict[str, Any]:
+    """A YAML file that holds a mapping; raises ConfigError, naming its ``kind`` and a folder of ``examples``."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{kind} {path} does not exist; see {examples} for those that do") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{kind} {path} is not readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{kind} {path} holds a {type(content).__name__}, but it is a mapping of keys to values")
+    return content
 
 
 def merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:

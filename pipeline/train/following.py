@@ -10,7 +10,7 @@ from graphkd.errors import CheckpointError
 from pipeline.config import RunConfig
 from pipeline.data.dataset import PackedDataset
 from pipeline.evaluate.detector import evaluate
-from pipeline.runs.checkpoint import Checkpoint, newest_checkpoint
+from pipeline.runs.checkpoint import Checkpoint, newest_checkpoint, step_folders
 from pipeline.runs.checkpoint_save import pin
 from pipeline.runs.evaluations import best_step, out_of_patience, read_evaluations, write_evaluation
 from pipeline.runs.trained import CHECKPOINTS, dataset_classes, trained_detector
@@ -28,10 +28,14 @@ def follow(
     Each evaluation is added to the run's, from which training knows its best checkpoint and when to end early; ``seen``
     gets its line. The best one so far is pinned, so that training keeps it.
     """
-    root = config.folder / CHECKPOINTS
+    root, steps = config.folder / CHECKPOINTS, config.schedule.scaled().steps
     while True:
-        checkpoint, evaluations = newest_checkpoint(root), read_evaluations(config.folder)
-        if checkpoint is not None and all(line["step"] != checkpoint.step for line in evaluations):
+        newest = max((int(folder.name.removeprefix("step-")) for folder in step_folders(root)), default=0)
+        evaluations = read_evaluations(config.folder)
+        known = {line["step"] for line in evaluations}
+        # Looking at one reads all of it, which is worth it only for one that is new.
+        checkpoint = newest_checkpoint(root) if newest and newest not in known else None
+        if checkpoint is not None and checkpoint.step not in known:
             pin(root, checkpoint.step).touch()
             try:
                 line = _evaluated(config, checkpoint, progress)
@@ -40,7 +44,7 @@ def follow(
             write_evaluation(config.folder, line)
             _pin_best(config)
             seen(line)
-        elif checkpoint is not None and _ends(config, checkpoint):
+        elif newest in known and (newest >= steps or out_of_patience(evaluations, config.run.patience)):
             return
         else:
             time.sleep(poll_s)
@@ -63,8 +67,3 @@ def _pin_best(config: RunConfig) -> None:
             old.unlink(missing_ok=True)
     if best is not None:
         pin(root, best).touch()
-
-
-def _ends(config: RunConfig, checkpoint: Checkpoint) -> bool:
-    evaluations = read_evaluations(config.folder, checkpoint.step)
-    return checkpoint.step >= config.schedule.scaled().steps or out_of_patience(evaluations, config.run.patience)

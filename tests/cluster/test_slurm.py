@@ -117,6 +117,14 @@ def reaches(config: RunConfig, step: int, seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
+def begun(root: Path, packed: Path, name: str, nodes: int = 2) -> tuple[RunConfig, str]:
+    """A submitted run that is some steps beyond its first checkpoint, and its job."""
+    config = configured(root, packed, name)
+    job = submitted(root, config, "--nodes", str(nodes))
+    reaches(config, 15)
+    return config, job
+
+
 def events(config: RunConfig) -> list[str]:
     return [line["event"] for line in read_lines(config.folder / "lives.jsonl")]
 
@@ -198,9 +206,7 @@ def test_two_nodes_train_and_evaluate_a_student(undisturbed: RunConfig) -> None:
 def test_a_preempted_job_is_queued_again_and_loses_nothing(
     slurm: SlurmHere, root: Path, dataset_folder: Path, undisturbed: RunConfig
 ) -> None:
-    config = configured(root, dataset_folder, "preempted")
-    job = submitted(root, config, "--nodes", "2")
-    reaches(config, 15)
+    config, job = begun(root, dataset_folder, "preempted")
     slurm.said("sbatch", "-p", "high", "-N2", "-c4", "-o", "/dev/null", "--wrap", "sleep 3")
     wait_for(lambda: "preempted" in events(config), "the end of its first start", 90)
     finishes(slurm, config, job)
@@ -213,9 +219,7 @@ def test_a_preempted_job_is_queued_again_and_loses_nothing(
 def test_a_job_whose_node_dies_is_queued_again(
     slurm: SlurmHere, root: Path, dataset_folder: Path, undisturbed: RunConfig
 ) -> None:
-    config = configured(root, dataset_folder, "node-dies")
-    job = submitted(root, config, "--nodes", "2")
-    reaches(config, 15)
+    config, job = begun(root, dataset_folder, "node-dies")
     slurm.kill_node("node2")
     wait_for(lambda: slurm.state(job) == "PENDING", "that it is queued again", 120)
     slurm.start_node("node2")
@@ -227,9 +231,7 @@ def test_a_job_whose_node_dies_is_queued_again(
 def test_a_job_whose_first_task_is_killed_is_queued_again_by_another_budget(
     slurm: SlurmHere, root: Path, dataset_folder: Path, undisturbed: RunConfig
 ) -> None:
-    config = configured(root, dataset_folder, "head-dies")
-    job = submitted(root, config, "--nodes", "1")
-    reaches(config, 15)
+    config, job = begun(root, dataset_folder, "head-dies", nodes=1)
     listed = subprocess.run(["pgrep", "-f", "cluster.node.*head-dies.json"], capture_output=True, text=True, check=True)
     for pid in listed.stdout.split():
         if "python" in Path(f"/proc/{pid}/comm").read_text():
@@ -243,9 +245,7 @@ def test_a_job_whose_first_task_is_killed_is_queued_again_by_another_budget(
 def test_a_cancelled_job_saves_and_stays_away(
     slurm: SlurmHere, root: Path, dataset_folder: Path, undisturbed: RunConfig
 ) -> None:
-    config = configured(root, dataset_folder, "cancelled")
-    job = submitted(root, config, "--nodes", "2")
-    reaches(config, 15)
+    config, job = begun(root, dataset_folder, "cancelled")
     graphkd("jobs", "cancel", str(config.folder))
     finishes(slurm, config, job, "CANCELLED")
     wait_for(lambda: not ray_processes(job), "the end of its Ray", 30)
