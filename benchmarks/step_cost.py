@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from pipeline.data.pack import pack
 from pipeline.synth import write_pages
 from pipeline.teacher.cache_build import build_cache, local_builders
 from pipeline.train.building import build_step, signal_source
+from pipeline.train.compute import arrange, autocast
 from pipeline.train.run import train_run
 
 CHANNELS, SIDE, CLASSES = 256, 7, 11
@@ -91,14 +93,22 @@ def run_config(folder: Path, name: str, canvas: list[int], pages: int, **changes
     return resolve(content | changes, name)
 
 
-def step_work(config: RunConfig, dataset: PackedDataset, batch: PageBatch, device: torch.device) -> Callable[[], None]:
-    """One training step on ``batch``: what the teacher says (read from the cache anew), forward, backward, update."""
-    module = build_step(config, dataset, device).train()
+def step_work(
+    config: RunConfig, dataset: PackedDataset, batch: PageBatch, device: torch.device, *, reads_ahead: bool = False
+) -> Callable[[], None]:
+    """One training step on ``batch``: what the teacher says, forward, backward, update, computed as the config says.
+
+    What the cache holds is read anew every time: in the step, or if ``reads_ahead`` while the steps before it run.
+    """
+    module = arrange(build_step(config, dataset, device).train(), config.compute)
     source = signal_source(config, dataset, device)
+    read: Iterator[tuple[PageBatch, Any]] = source.ahead(repeat(batch)) if reads_ahead else repeat((batch, None))
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-6)
 
     def work() -> None:
-        terms = module(batch, source.signals(batch))
+        signals = source.signals(*next(read))
+        with autocast(config.compute, device):
+            terms = module(batch, signals)
         optimizer.zero_grad(set_to_none=True)
         (torch.stack([values.sum() for values in terms.values()]).sum() / len(batch)).backward()
         optimizer.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -44,7 +45,8 @@ class TorchvisionDetector(DetectorModule):
         """RoIAlign over the pyramid: [sum N_i, C, P, P]."""
         # The level of a box depends on its size relative to the canvas; fixing it to the canvas keeps a page's
         # features independent of its batch neighbours.
-        return self.region_pool(features.maps, boxes, [features.canvas] * len(boxes))
+        with _without_compiling(features):
+            return self.region_pool(features.maps, boxes, [features.canvas] * len(boxes))
 
     def fixed_shapes(self) -> list[nn.Module]:
         """Backbone and pyramid."""
@@ -64,6 +66,17 @@ class TorchvisionDetector(DetectorModule):
         """Anchors [A, 4] of every page."""
         generator = self.model.rpn.anchor_generator if hasattr(self.model, "rpn") else self.model.anchor_generator
         return generator(image_list(features), list(features.maps.values()))
+
+
+def _without_compiling(features: Features) -> AbstractContextManager[object]:
+    """Where algorithms must be repeatable on a GPU: a context in which torchvision's RoIAlign for that is not compiled.
+
+    It would be compiled anew for each level and number of regions, for minutes.
+    """
+    on_gpu = next(iter(features.maps.values())).is_cuda
+    if on_gpu and torch.are_deterministic_algorithms_enabled():
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
 
 
 def in_float32(levels: list[Tensor]) -> list[Tensor]:

@@ -86,9 +86,11 @@ def _meets_third(low: Tensor, high: Tensor, boxes: Tensor, valid: Tensor) -> Ten
 
 
 def _median_height(boxes: Tensor, valid: Tensor) -> Tensor:
-    heights = (boxes[..., 3] - boxes[..., 1]).masked_fill(~valid, torch.nan)
-    padded = torch.nn.functional.pad(heights, (0, 1), value=torch.nan)  # a page may have no node at all
-    return torch.nan_to_num(padded.nanmedian(dim=1).values)
+    # Sorted, since CUDA has no repeatable median.
+    heights = (boxes[..., 3] - boxes[..., 1]).masked_fill(~valid, torch.inf)
+    ordered = torch.nn.functional.pad(heights, (0, 1), value=torch.inf).sort(dim=1).values  # a page may have no node
+    middle = (valid.sum(dim=1, keepdim=True) - 1).clamp(min=0) // 2
+    return ordered.gather(1, middle).squeeze(1).masked_fill(~valid.any(dim=1), 0.0)
 
 
 def _nearest(gaps: Tensor, count: int) -> Tensor:

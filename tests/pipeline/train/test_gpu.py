@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import yaml
 from pipeline.config import RunConfig, resolve
 from pipeline.runs.checkpoint import load_weights, newest_checkpoint
 from pipeline.runs.metrics import read_metrics
+from pipeline.teacher.cache_build import build_cache, local_builders
 from pipeline.train.run import train_run
 from tests.common import small_run
 
@@ -41,34 +41,55 @@ train_run(load_config(Path(sys.argv[1])))
 """
 
 
-def on_gpu(folder: Path, packed: Path, name: str, **compute: Any) -> RunConfig:
-    content = small_run(folder, packed, name, schedule={"steps": 6}, compute=compute, engine={"device": "cuda"})
+def on_gpu(folder: Path, packed: Path, name: str, **changes: Any) -> RunConfig:
+    changes = {"schedule": {"steps": 6}, "engine": {"device": "cuda"}, **changes}
+    content = small_run(folder, packed, name, **changes)
     content["data"]["val"] = None
     return resolve(content, name)
 
 
-def trained(config: RunConfig, folder: Path, die_at: int = 0) -> dict[str, torch.Tensor]:
-    path = folder / f"{config.name}.yaml"
+@pytest.fixture(scope="module")
+def teacher(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A trained teacher with the cache of its signals, as the section of a student's config."""
+    folder = tmp_path_factory.mktemp("teacher")
+    settings = {"run": str(folder / "teacher"), "statistics_pages": 4, "cache": str(folder / "cache")}
+    train_run(on_gpu(folder, dataset_folder, "teacher"))
+    student = on_gpu(folder, dataset_folder, "student", teacher=settings, method={"name": "graphkd"})
+    build_cache(student, local_builders(student, torch.device("cuda")))
+    return settings
+
+
+def start(config: RunConfig, die_at: int = 0) -> subprocess.Popen[bytes]:
+    path = config.folder.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    command = [sys.executable, "-c", CODE, str(path)]
-    environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    if die_at:
-        assert subprocess.run([*command, str(die_at)], env=environment, check=False).returncode == -signal.SIGKILL
-    subprocess.run([*command, "0"], env=environment, check=True)
+    return subprocess.Popen([sys.executable, "-c", CODE, str(path), str(die_at)])
+
+
+def weights(config: RunConfig) -> dict[str, torch.Tensor]:
     checkpoint = newest_checkpoint(config.folder / "checkpoints")
     assert checkpoint is not None and checkpoint.step == 6
     return load_weights(checkpoint.weights)
 
 
-def test_a_killed_run_ends_bit_for_bit_as_if_it_was_not(dataset_folder: Path, tmp_path: Path) -> None:
-    whole = trained(on_gpu(tmp_path, dataset_folder, "whole", deterministic=True), tmp_path)
-    killed = trained(on_gpu(tmp_path, dataset_folder, "killed", deterministic=True), tmp_path, die_at=4)
-    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+@pytest.mark.parametrize("signals", [None, "cache", "live"])
+def test_a_killed_run_ends_bit_for_bit_as_if_it_was_not(
+    dataset_folder: Path, tmp_path: Path, teacher: dict[str, Any], signals: str | None
+) -> None:
+    changes: dict[str, Any] = {"compute": {"deterministic": True}}
+    if signals:
+        changes |= {"method": {"name": "graphkd"}, "teacher": {**teacher, "signals": signals}}
+    whole, killed = (on_gpu(tmp_path, dataset_folder, name, **changes) for name in ("whole", "killed"))
+    undisturbed, dying = start(whole), start(killed, die_at=4)
+    assert dying.wait() == -signal.SIGKILL
+    assert start(killed).wait() == 0 and undisturbed.wait() == 0
+    expected, found = weights(whole), weights(killed)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_half_precision_compiled_is_near_full_precision(dataset_folder: Path, tmp_path: Path) -> None:
     exact = on_gpu(tmp_path, dataset_folder, "exact")
-    fast = on_gpu(tmp_path, dataset_folder, "fast", precision="bf16", channels_last=True, compile=True)
+    compute = {"precision": "bf16", "channels_last": True, "compile": True}
+    fast = on_gpu(tmp_path, dataset_folder, "fast", compute=compute)
     train_run(exact)
     train_run(fast)
     first, second = (read_metrics(config.folder)[0]["loss"] for config in (exact, fast))

@@ -1,0 +1,205 @@
+"""Training on one GPU: what half precision, memory format and compiling give, and a cached beside a live teacher.
+
+    python -m benchmarks.gpu --out runs/benchmark-gpu
+    python -m benchmarks.gpu --out DIR --canvas 256 192 --pages 2 --pairs 2 --backbones resnet18 --teachers resnet50
+
+Students with the published widths on pages of the published canvas (1184 x 832 px), from random weights. Steps on one
+batch in memory, in turns, median of 7 with the smallest and the largest; busy is the share of a step, timed without the
+profiler, in which the profiler saw a kernel run. train is a whole training that decodes its pages. Needs about 8
+minutes. Every part writes DIR/PART.json as it ends; the last line is one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.common import finish, interleaved, ratio
+from benchmarks.step_cost import run_config, step_work
+from pipeline.config import RunConfig
+from pipeline.data.dataset import PackedDataset
+from pipeline.data.loader import PageItems, collate
+from pipeline.data.order import SampleRef
+from pipeline.data.pack import pack
+from pipeline.runs.metrics import read_metrics
+from pipeline.synth import write_pages
+from pipeline.teacher.cache_build import build_cache, local_builders
+from pipeline.train.run import train_run
+
+ARMS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {"precision": "bf16"},
+    "bf16, channels last": {"precision": "bf16", "channels_last": True},
+    "bf16, channels last, compiled": {"precision": "bf16", "channels_last": True, "compile": True},
+}
+FASTEST = ARMS["bf16, channels last, compiled"]
+PROFILED = 3
+# The first whose word is in a kernel's name takes its time.
+KERNELS = {
+    "RoI align": ("roi_align",),
+    "suppression": ("nms",),
+    "convolutions and products": ("conv", "gemm", "cudnn", "xmma", "cutlass", "nvjet", "wgrad", "dgrad", "fprop"),
+    "optimiser": ("multi_tensor", "foreach"),
+    "compiled, element by element": ("triton",),
+    "copies": ("memcpy", "memset", "copy"),
+    "norms and activations, element by element": ("elementwise", "reduce", "pool"),
+    "sorting and indexing": ("sort", "radix", "index", "gather", "scatter", "scan", "topk"),
+}
+
+
+class Bench:
+    """Pages, configs and one batch on the GPU."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.out, self.canvas, self.pages, self.pairs = given.out, given.canvas, given.pages, given.pairs
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        folder = self.out / "pages"
+        if not (self.out / "data" / "dataset.json").exists():
+            write_pages(folder, count=given.pages, seed=0, width=self.canvas[1], height=self.canvas[0])
+            pack(folder / "annotations.json", folder / "images", self.out / "data")
+        self.dataset = PackedDataset(self.out / "data")
+        items = PageItems(self.dataset, self.config("view", "resnet18", {}).data.view, 0, -1)
+        self.batch = collate([items[SampleRef(0, sample)] for sample in range(self.pages)]).to(self.device)
+
+    def config(self, name: str, backbone: str, compute: dict[str, Any], **changes: Any) -> RunConfig:
+        detector = {"backbone": backbone, "norm": "frozen"}
+        engine = {"name": "local", "device": self.device.type}
+        whole = {"detector": detector, "compute": compute, "engine": engine, **changes}
+        return run_config(self.out, name, self.canvas, self.pages, **whole)
+
+    def work(self, config: RunConfig) -> Callable[[], None]:
+        return step_work(config, self.dataset, self.batch, self.device, reads_ahead=True)
+
+    def timed(self, works: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
+        for work in works.values():  # compiling, choosing kernels
+            for _ in range(3):
+                work()
+        return dict(zip(works, interleaved(self.pairs, *works.values()), strict=True))
+
+    def figures(self, seconds: list[float], work: Callable[[], None]) -> dict[str, Any]:
+        """Pages a second, what the GPU did meanwhile, and the most memory of a step."""
+        step = statistics.median(seconds)
+        figures: dict[str, Any] = {"pages_per_s": self.pages / step, "step_ms": 1000 * step}
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            kernels = kernel_seconds(work)
+            figures["busy"] = sum(kernels.values()) / step
+            figures["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            figures["kernels"] = {name: own / sum(kernels.values()) for name, own in kernels.items()}
+        return figures
+
+
+def kernel_seconds(work: Callable[[], None]) -> dict[str, float]:
+    """Seconds a step of kernels by kind, longest first; they run one after another, on one stream."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        for _ in range(PROFILED):
+            work()
+        torch.cuda.synchronize()
+    seconds: dict[str, float] = {}
+    for event in profiled.key_averages():
+        name = event.key.lower()
+        kind = next((kind for kind, words in KERNELS.items() if any(word in name for word in words)), "other")
+        seconds[kind] = seconds.get(kind, 0.0) + event.self_device_time_total / 1e6 / PROFILED
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
+
+
+def compute(bench: Bench, backbone: str) -> dict[str, Any]:
+    """A student alone, computed in ever more ways."""
+    works = {name: bench.work(bench.config("alone", backbone, changes)) for name, changes in ARMS.items()}
+    seconds = bench.timed(works)
+    return {
+        name: {**bench.figures(own, works[name]), "speed_over_fp32": ratio(seconds["fp32"], own)}
+        for name, own in seconds.items()
+    }
+
+
+def teachers(bench: Bench, backbone: str) -> dict[str, Any]:
+    """A ResNet-18 student of one teacher, cached and live, beside the student alone."""
+    name = f"teacher-{backbone}"
+    train_run(bench.config(name, backbone, {}))
+    nodes = {"count": 64, "min_score": 0.0, "nms_iou": 1.0}  # an untrained teacher: take all it proposes
+    settings = {"run": str(bench.out / name), "nodes": nodes, "statistics_pages": bench.pages}
+    settings["cache"] = str(bench.out / f"cache-{backbone}")
+    configs = {
+        "alone": bench.config("alone", "resnet18", FASTEST),
+        "cached": bench.config("cached", "resnet18", FASTEST, teacher=settings, method={"name": "graphkd"}),
+        "live": bench.config(
+            "live", "resnet18", FASTEST, teacher={**settings, "signals": "live"}, method={"name": "graphkd"}
+        ),
+    }
+    build_cache(configs["cached"], local_builders(configs["cached"], bench.device))
+    works = {arm: bench.work(config) for arm, config in configs.items()}
+    seconds = bench.timed(works)
+    figures: dict[str, Any] = {arm: bench.figures(own, works[arm]) for arm, own in seconds.items()}
+    figures["cached over alone"] = ratio(seconds["cached"], seconds["alone"])
+    figures["live over cached"] = ratio(seconds["live"], seconds["cached"])
+    return figures
+
+
+def training(bench: Bench, steps: int, workers: int) -> dict[str, Any]:
+    """A whole training of a ResNet-18 that reads and decodes its pages."""
+    config = bench.config(
+        "train",
+        "resnet18",
+        FASTEST,
+        schedule={"steps": steps, "batch": bench.pages, "reference_batch": bench.pages, "lr": 1e-5},
+        run={"folder": str(bench.out / "train"), "log_every": 5, "eval_batch": bench.pages},
+    )
+    config = config.model_copy(update={"data": config.data.model_copy(update={"loader_workers": workers})})
+    train_run(config)
+    lines = read_metrics(config.folder)[3:]  # after compiling
+    return {
+        "pages_per_s": len(lines) / sum(1 / line["pages_per_s"] for line in lines),
+        "data_wait": statistics.median(line["data_wait"] for line in lines),
+        "loader_workers": workers,
+    }
+
+
+def shown(figures: dict[str, Any], indent: str = "  ") -> None:
+    for name, value in figures.items():
+        if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
+            print(f"{indent}{name}")
+            shown(value, indent + "  ")
+        elif isinstance(value, dict):
+            print(f"{indent}{name:<24} " + ", ".join(f"{key} {own:.3f}" for key, own in value.items()))
+        else:
+            print(f"{indent}{name:<24} {value:.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--canvas", type=int, nargs=2, default=[1184, 832], help="height and width, px")
+    parser.add_argument("--pages", type=int, default=16, help="pages a step")
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--backbones", nargs="*", default=["resnet18", "resnet50"])
+    parser.add_argument("--teachers", nargs="*", default=["resnet50", "resnet101", "resnet152"])
+    parser.add_argument("--steps", type=int, default=60, help="of the whole training; 0 for none")
+    parser.add_argument("--loader-workers", type=int, default=12)
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(given)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        **{f"student-{name}": lambda name=name: compute(bench, name) for name in given.backbones},
+        **{f"teacher-{name}": lambda name=name: teachers(bench, name) for name in given.teachers},
+    }
+    if given.steps:
+        parts["training"] = lambda: training(bench, given.steps, given.loader_workers)
+    result: dict[str, Any] = {}
+    for name, part in parts.items():
+        result[name] = part()
+        (given.out / f"{name}.json").write_text(json.dumps(result[name]))
+        print(name)
+        shown(result[name])
+    finish({"benchmark": "gpu", "canvas": given.canvas, "pages": given.pages, **result})
+
+
+if __name__ == "__main__":
+    main()
