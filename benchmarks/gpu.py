@@ -5,7 +5,7 @@
 
 Students with the published widths on pages of the published canvas (1184 x 832 px), from random weights. Steps on one
 batch in memory, in turns, median of 7 with the smallest and the largest; busy is the share of a step, timed without the
-profiler, in which the profiler saw a kernel run. train is a whole training that decodes its pages. Needs about 8
+profiler, in which the profiler saw a kernel run. train is a whole training that decodes its pages. Needs about 5
 minutes. Every part writes DIR/PART.json as it ends; the last line is one JSON line.
 """
 
@@ -31,6 +31,7 @@ from pipeline.data.pack import pack
 from pipeline.runs.metrics import read_metrics
 from pipeline.synth import write_pages
 from pipeline.teacher.cache_build import build_cache, local_builders
+from pipeline.teacher.cache_shards import CacheBuilder
 from pipeline.train.run import train_run
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -120,27 +121,28 @@ def compute(bench: Bench, backbone: str) -> dict[str, Any]:
     }
 
 
-def teachers(bench: Bench, backbone: str) -> dict[str, Any]:
-    """A ResNet-18 student of one teacher, cached and live, beside the student alone."""
-    name = f"teacher-{backbone}"
-    train_run(bench.config(name, backbone, {}))
-    nodes = {"count": 64, "min_score": 0.0, "nms_iou": 1.0}  # an untrained teacher: take all it proposes
-    settings = {"run": str(bench.out / name), "nodes": nodes, "statistics_pages": bench.pages}
-    settings["cache"] = str(bench.out / f"cache-{backbone}")
-    configs = {
-        "alone": bench.config("alone", "resnet18", FASTEST),
-        "cached": bench.config("cached", "resnet18", FASTEST, teacher=settings, method={"name": "graphkd"}),
-        "live": bench.config(
-            "live", "resnet18", FASTEST, teacher={**settings, "signals": "live"}, method={"name": "graphkd"}
-        ),
-    }
-    build_cache(configs["cached"], local_builders(configs["cached"], bench.device))
+def teachers(bench: Bench, backbones: list[str]) -> dict[str, Any]:
+    """A ResNet-18 student alone, with a teacher's cache, which costs the same for all, and with each teacher live."""
+    configs = {"alone": bench.config("alone", "resnet18", FASTEST)}
+    for backbone in backbones:
+        name = f"teacher-{backbone}"
+        train_run(bench.config(name, backbone, {}))
+        nodes = {"count": 64, "min_score": 0.0, "nms_iou": 1.0}  # an untrained teacher: take all it proposes
+        teacher = {"run": str(bench.out / name), "nodes": nodes, "statistics_pages": bench.pages}
+        teacher |= {"cache": str(bench.out / f"cache-{backbone}"), "signals": "live"}
+        live = bench.config("live", "resnet18", FASTEST, teacher=teacher, method={"name": "graphkd"})
+        if "cached" not in configs:
+            cached = {**teacher, "signals": "cache"}
+            configs["cached"] = bench.config("cached", "resnet18", FASTEST, teacher=cached, method={"name": "graphkd"})
+            build_cache(configs["cached"], local_builders(configs["cached"], bench.device))
+        else:
+            CacheBuilder(live, bench.device).statistics()
+        configs[f"live {backbone}"] = live
     works = {arm: bench.work(config) for arm, config in configs.items()}
     seconds = bench.timed(works)
     figures: dict[str, Any] = {arm: bench.figures(own, works[arm]) for arm, own in seconds.items()}
-    figures["cached over alone"] = ratio(seconds["cached"], seconds["alone"])
-    figures["live over cached"] = ratio(seconds["live"], seconds["cached"])
-    return figures
+    beside = {arm: "cached" if arm.startswith("live") else "alone" for arm in configs if arm != "alone"}
+    return figures | {f"{arm} over {other}": ratio(seconds[arm], seconds[other]) for arm, other in beside.items()}
 
 
 def training(bench: Bench, steps: int, workers: int) -> dict[str, Any]:
@@ -188,8 +190,9 @@ def main() -> None:
     bench = Bench(given)
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         **{f"student-{name}": lambda name=name: compute(bench, name) for name in given.backbones},
-        **{f"teacher-{name}": lambda name=name: teachers(bench, name) for name in given.teachers},
     }
+    if given.teachers:
+        parts["teachers"] = lambda: teachers(bench, given.teachers)
     if given.steps:
         parts["training"] = lambda: training(bench, given.steps, given.loader_workers)
     result: dict[str, Any] = {}

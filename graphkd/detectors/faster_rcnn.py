@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -22,6 +23,7 @@ from graphkd.pages import Detections, Features, Proposals, RegionPredictions, Ta
 if TYPE_CHECKING:
     from graphkd.detectors.backbones import PyramidBackbone
 
+RPN_BETA = 1 / 9  # where the proposals' box error turns from squared to absolute, as in torchvision
 POOLED_LEVELS = ["0", "1", "2", "3"]  # P2-P5; P6 only proposes (Lin et al., CVPR 2017)
 
 
@@ -95,15 +97,20 @@ class FasterRCNNDetector(TorchvisionDetector):
         self, objectness: Tensor, deltas: Tensor, anchors: list[Tensor], goal: list[dict[str, Tensor]], seeds: list[int]
     ) -> dict[str, Tensor]:
         rpn, pages = self.model.rpn, len(anchors)
-        labels, matched = rpn.assign_targets_to_anchors(anchors, goal)
-        regression = rpn.box_coder.encode(matched, anchors)
-        objectness, deltas = objectness.view(pages, -1, 1), deltas.view(pages, -1, 4)
-        losses = []
-        for page, seed in enumerate(seeds):
-            rpn.fg_bg_sampler.seeds = [seed]
-            losses.append(rpn.compute_loss(objectness[page], deltas[page], [labels[page]], [regression[page]]))
-        objectness_losses, box_losses = zip(*losses, strict=True)
-        return {"loss_objectness": torch.stack(objectness_losses), "loss_rpn_box": torch.stack(box_losses)}
+        labels, matched = (torch.stack(each) for each in rpn.assign_targets_to_anchors(anchors, goal))
+        sampled = rpn.fg_bg_sampler.sample(labels, seeds)
+        counts = sampled.valid.sum(dim=1).clamp(min=1)
+        logits = objectness.view(pages, -1).gather(1, sampled.indices)
+        errors = binary_cross_entropy_with_logits(logits, sampled.positive.to(logits.dtype), reduction="none")
+        places = sampled.indices[..., None].expand(-1, -1, 4)
+        true, where = matched.gather(1, places).flatten(0, 1), torch.stack(anchors).gather(1, places).flatten(0, 1)
+        goals = rpn.box_coder.encode_single(true, where).view(places.shape)
+        offsets = deltas.view(pages, -1, 4).gather(1, places)
+        strays = smooth_l1_loss(offsets, goals, beta=RPN_BETA, reduction="none").sum(dim=-1)
+        return {
+            "loss_objectness": errors.masked_fill(~sampled.valid, 0).sum(dim=1) / counts,
+            "loss_rpn_box": strays.masked_fill(~sampled.positive, 0).sum(dim=1) / counts,
+        }
 
     def _region_losses(
         self, features: Features, proposals: list[Tensor], goal: list[dict[str, Tensor]], seeds: list[int]

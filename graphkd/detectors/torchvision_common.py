@@ -86,10 +86,10 @@ def in_float32(levels: list[Tensor]) -> list[Tensor]:
 
 def page_mask(image_sizes: list[tuple[int, int]], images: Tensor) -> Tensor:
     """1 on the page and 0 beyond: float32 [B, 1, H, W] on the device of ``images``."""
-    mask = torch.zeros(len(image_sizes), 1, *images.shape[-2:])
-    for page, (height, width) in enumerate(image_sizes):
-        mask[page, :, :height, :width] = 1
-    return mask.to(images.device, non_blocking=True)
+    limits = torch.tensor(image_sizes).to(images.device, non_blocking=True)[:, :, None]
+    rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
+    inside = (rows < limits[:, 0])[:, :, None] & (columns < limits[:, 1])[:, None, :]
+    return inside[:, None].float()
 
 
 def image_list(features: Features) -> ImageList:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from graphkd.detectors import Detector, DetectorConfig, DetectorModule, build_detector
+from graphkd.detectors.torchvision_common import torchvision_targets
 from graphkd.pages import PageBatch, Targets
 
 CANVAS = (128, 96)
@@ -186,3 +190,21 @@ def test_batches_split_into_targets() -> None:
     assert [len(boxes) for boxes in split.boxes] == [1, 2]
     assert split.seeds == [7, 8]
     assert batch.image_sizes() == [(128, 96), (100, 90)]
+
+
+def test_proposal_losses_are_those_of_torchvision_on_the_same_sample() -> None:
+    torch.manual_seed(0)
+    detector = build_detector(DetectorConfig(architecture="faster_rcnn", **SMALL), CLASSES, CANVAS)
+    features = detector.features(*pages())
+    _, losses = detector.propose_and_losses(features, targets())
+    rpn: Any = detector.model.rpn  # type: ignore[union-attr]
+    objectness, deltas = concat_box_prediction_layers(*map(list, rpn.head(list(features.maps.values()))))
+    anchors = detector.anchors(features)  # type: ignore[operator]
+    labels, matched = rpn.assign_targets_to_anchors(anchors, torchvision_targets(targets(), first_class=1))
+    regression = rpn.box_coder.encode(matched, anchors)
+    objectness, deltas = objectness.view(3, -1, 1), deltas.view(3, -1, 4)
+    for page, seed in enumerate(targets().seeds):
+        rpn.fg_bg_sampler.seeds = [seed]
+        expected = rpn.compute_loss(objectness[page], deltas[page], [labels[page]], [regression[page]])
+        found = losses["loss_objectness"][page], losses["loss_rpn_box"][page]
+        torch.testing.assert_close(found, expected)
