@@ -214,17 +214,16 @@ from pipeline.data.dataset import PackedDataset
 from pipeline.data.batches import FiniteBatches
 from pipeline.data.loader import PageItems, page_loader
 from pipeline.data.views import ViewConfig
-from pipeline.runs.world import leave, local_world
-world = local_world("cpu")
-dataset = PackedDataset(sys.argv[1])
-items = PageItems(dataset, ViewConfig(canvas=(64, 64), shortest_edge=(64, 64)), 0, -1)
-loader = page_loader(items, FiniteBatches(range(5), 2, world.rank, world.size), 0)
-own = [sample for batch in loader for sample in batch.samples.tolist()]
-found = [None] * world.size
-dist.all_gather_object(found, own)
-assert sorted(sample for part in found for sample in part) == list(range(5)), found
-assert [] in found or world.size < 6
-leave(world)
+from pipeline.runs.world import local_world
+with local_world("cpu") as world:
+    dataset = PackedDataset(sys.argv[1])
+    items = PageItems(dataset, ViewConfig(canvas=(64, 64), shortest_edge=(64, 64)), 0, -1)
+    loader = page_loader(items, FiniteBatches(range(5), 2, world.rank, world.size), 0)
+    own = [sample for batch in loader for sample in batch.samples.tolist()]
+    found = [None] * world.size
+    dist.all_gather_object(found, own)
+    assert sorted(sample for part in found for sample in part) == list(range(5)), found
+    assert [] in found or world.size < 6
 """
 
 
