@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,10 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.jobs import jobs_of, state_of
 from pipeline.config import RunConfig, resolve
 from pipeline.runs.checkpoint import newest_checkpoint
 from pipeline.runs.ledger import read_ledger
+from pipeline.runs.starts import read_starts
 from tests.cluster.slurm_here import _free_ports
 from tests.common import small_run
 from tests.killing import end_all, wait_for
@@ -23,34 +25,36 @@ from tests.killing import end_all, wait_for
 pytestmark = [pytest.mark.kill, pytest.mark.ray]
 
 
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5" * 64}
+# Only for other processes: one that has read a token keeps it, and this one starts Rays without.
+WITH_TOKEN = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5" * 64}
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    port, dashboard, client, agent = _free_ports(4)
+def start_head(ports: list[int]) -> subprocess.Popen[bytes]:
+    """A cluster of one node, whose dashboard is at the second of ``ports``."""
+    port, dashboard, client, agent = ports
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port", str(port)]
     command += ["--node-ip-address", "127.0.0.2", "--dashboard-host", "127.0.0.2", "--dashboard-port", str(dashboard)]
     command += ["--ray-client-server-port", str(client), "--dashboard-agent-listen-port", str(agent)]
     command += ["--num-cpus", "4", "--object-store-memory", str(80 << 20)]
-    os.environ |= TOKEN
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # jobs run the cluster's python
     head = subprocess.Popen(
         command,
-        env={**os.environ, "PATH": path},
+        env={**WITH_TOKEN, "PATH": path},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    address = f"http://127.0.0.2:{dashboard}"
-    try:
-        wait_for(lambda: answers(address), "the dashboard", 90)
-        yield address
-    finally:
-        end_all(head.pid)
-        head.wait(30)
-        for name in TOKEN:
-            del os.environ[name]
+    wait_for(lambda: answers(f"http://127.0.0.2:{dashboard}"), "the dashboard", 90)
+    return head
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    ports = _free_ports(4)
+    head = start_head(ports)
+    yield f"http://127.0.0.2:{ports[1]}"
+    end_all(head.pid)
+    head.wait(30)
 
 
 def answers(address: str) -> bool:
@@ -73,9 +77,19 @@ def configured(folder: Path, packed: Path, name: str, steps: int) -> tuple[RunCo
     return resolve(content, name), path
 
 
-def submit(address: str, path: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline", "submit", "ray", str(path), "--address", address, *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+def graphkd(*words: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    command, environment = [sys.executable, "-m", "pipeline", *words], {**WITH_TOKEN, **changes}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+
+
+def submit(address: str, path: Path, *options: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    return graphkd("submit", "ray", str(path), "--address", address, *options, **changes)
+
+
+def state(config: RunConfig) -> str:
+    """What became of the run's newest job."""
+    listed = graphkd("jobs", "list", str(config.folder), "--json").stdout
+    return str(json.loads(listed.splitlines()[-1])["state"])
 
 
 def test_a_job_trains_shows_its_log_and_ends_with_its_result(
@@ -102,24 +116,19 @@ def test_a_stopped_job_saves_and_goes_on_when_it_is_submitted_again(
     config, path = configured(tmp_path, dataset_folder, "stopped", 200)
     assert submit(cluster, path, "--no-wait").returncode == 0
     wait_for(lambda: len(read_ledger(config.folder)) > 12, "the twelfth step", 120)
-    command = [sys.executable, "-m", "pipeline", "jobs"]
-    subprocess.run([*command, "cancel", str(config.folder)], check=True, capture_output=True)
-    (record,) = jobs_of(config.folder)
-    wait_for(lambda: state_of(config.folder, record) == "STOPPED", "its end", 60)
+    assert graphkd("jobs", "cancel", str(config.folder)).returncode == 0
+    wait_for(lambda: state(config) == "STOPPED", "its end", 60)
     newest = newest_checkpoint(config.folder / "checkpoints")
     assert newest is not None and newest.step == max(read_ledger(config.folder)) + 1, "it saved when it was stopped"
-    subprocess.run([*command, "resume", str(config.folder)], check=True, capture_output=True)
+    assert graphkd("jobs", "resume", str(config.folder)).returncode == 0
     wait_for(lambda: max(read_ledger(config.folder)) == 199, "its last step", 180)
     time.sleep(1)
     assert sorted(read_ledger(config.folder)) == list(range(200))
 
 
-def test_nobody_submits_without_the_token(
-    cluster: str, dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nobody_submits_without_the_token(cluster: str, dataset_folder: Path, tmp_path: Path) -> None:
     _, path = configured(tmp_path, dataset_folder, "stranger", 4)
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "6" * 64)
-    done = submit(cluster, path)
+    done = submit(cluster, path, RAY_AUTH_TOKEN="6" * 64)
     assert done.returncode == 1 and "asks for its token" in done.stderr.splitlines()[-1]
 
 
@@ -128,3 +137,50 @@ def test_no_cluster_is_one_line(dataset_folder: Path, tmp_path: Path) -> None:
     done = submit("http://127.0.0.2:9", path)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: no Ray cluster answers at http://127.0.0.2:9")
+
+
+def test_plain_ray_job_submit_does_the_same(cluster: str, dataset_folder: Path, tmp_path: Path) -> None:
+    config, path = configured(tmp_path, dataset_folder, "plain", 4)
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", cluster]
+    command += ["--", "graphkd", "train", str(path)]
+    done = subprocess.run(command, env=WITH_TOKEN, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    newest = newest_checkpoint(config.folder / "checkpoints")
+    assert newest is not None and newest.step == 4
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_it_is_submitted_again_after_its_driver_and_its_head_were_killed(
+    dataset_folder: Path, tmp_path: Path
+) -> None:
+    config, path = configured(tmp_path, dataset_folder, "lost", 120)
+    resume = ["jobs", "resume", str(config.folder)]
+    ports = _free_ports(4)
+    head = start_head(ports)
+    try:
+        assert submit(f"http://127.0.0.2:{ports[1]}", path, "--no-wait").returncode == 0
+        wait_for(lambda: len(read_ledger(config.folder)) > 12, "the twelfth step", 120)
+        drivers = [pid for pid, words in processes_of_user().items() if "-m pipeline train" in words]
+        assert len(drivers) == 1
+        os.kill(drivers[0], signal.SIGKILL)
+        wait_for(lambda: state(config) == "FAILED", "its end", 60)
+        assert graphkd(*resume).returncode == 0
+        seen = len(read_ledger(config.folder))
+        wait_for(lambda: len(read_ledger(config.folder)) > seen + 12, "twelve more steps", 120)
+        end_all(head.pid)
+        head.wait(30)
+        head = start_head(ports)
+        assert graphkd(*resume).returncode == 0
+        wait_for(lambda: max(read_ledger(config.folder)) == 119, "its last step", 180)
+        wait_for(lambda: state(config) == "SUCCEEDED", "its end", 60)
+    finally:
+        end_all(head.pid)
+        head.wait(30)
+    assert sorted(read_ledger(config.folder)) == list(range(120))
+    steps = [start.step for start in read_starts(config.folder)]
+    assert len(steps) == 3 and steps[0] == 0 < steps[1] < steps[2]
+
+
+def processes_of_user() -> dict[int, str]:
+    listed = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    return {int(pid): words for pid, _, words in (line.strip().partition(" ") for line in listed.splitlines())}
