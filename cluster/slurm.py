@@ -143,6 +143,8 @@ def _additional(submission: Submission) -> dict[str, Any]:
     return {
         "requeue": True,
         "nodes": submission.nodes,
+        # Else a job would wait for ever for one that failed.
+        **({"kill_on_invalid_dep": "yes"} if submission.after else {}),
         "chdir": str(submission.spec.directory),
         **submission.spec.site.options,
     }

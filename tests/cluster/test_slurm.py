@@ -228,6 +228,49 @@ def test_a_job_whose_node_dies_is_queued_again(
     check(config, undisturbed)
 
 
+def test_a_job_goes_on_with_the_nodes_it_gets(
+    slurm: SlurmHere, root: Path, dataset_folder: Path, undisturbed: RunConfig
+) -> None:
+    config = configured(root, dataset_folder, "fewer")
+    job = submitted(root, config, "--nodes", "1-2")
+    reaches(config, 15)
+    slurm.kill_node("node2")
+    try:
+        finishes(slurm, config, job)
+    finally:
+        slurm.start_node("node2")
+    assert events(config)[-2:] == ["begin", "finished"], said(config)
+    assert [start.workers for start in read_starts(config.folder)] == [2, 1]
+    assert read_ledger(config.folder) == read_ledger(undisturbed.folder)
+
+
+def test_teacher_cache_and_students_wait_for_each_other(slurm: SlurmHere, root: Path, dataset_folder: Path) -> None:
+    first = configured(root, dataset_folder, "chain-teacher", steps=4)
+    alone = {"method": {"name": "none"}, "teacher": None}
+    content = first.model_dump(mode="json") | alone
+    files = {first.name: root / "chain-teacher.yaml"}
+    files[first.name].write_text(yaml.safe_dump(content))
+    signals = {"run": str(first.folder), "signals": "cache", "cache": str(root / "chain cache")}
+    students = [configured(root, dataset_folder, f"chain-{name}", steps=4, teacher=signals) for name in "ab"]
+    for student in students:
+        files[student.name] = root / f"{student.name}.yaml"
+        files[student.name].write_text(yaml.safe_dump(student.model_dump(mode="json")))
+    words = [str(files[student.name]) for student in students]
+    words += ["--teacher", str(files[first.name]), "--site", str(site(root, cpus_per_node=2)), "--tasks", "2", "--json"]
+    jobs = json.loads(graphkd("submit", "pipeline", *words).stdout.splitlines()[-1])
+    assert [slurm.state(job["job"]).split("\n")[0] for job in jobs[1:]] == ["PENDING"] * 3
+    for student, job in zip(students, jobs[2:], strict=True):
+        finishes(slurm, student, job["job"])
+        assert weights(student)
+        assert read_starts(student.folder)[0].time > read_starts(first.folder)[-1].time
+
+
+def test_what_waits_for_a_job_that_fails_is_cancelled(slurm: SlurmHere, root: Path, dataset_folder: Path) -> None:
+    failing = slurm.said("sbatch", "--parsable", "-o", "/dev/null", "--wrap", "sleep 2; exit 1").strip()
+    config = configured(root, dataset_folder, "waits")
+    finishes(slurm, config, submitted(root, config, "--after", failing), "CANCELLED", 60)
+
+
 def test_a_job_whose_first_task_is_killed_is_queued_again_by_another_budget(
     slurm: SlurmHere, root: Path, dataset_folder: Path, undisturbed: RunConfig
 ) -> None:
