@@ -45,7 +45,7 @@ PROFILED = 3
 # The first whose word is in a kernel's name takes its time.
 KERNELS = {
     "RoI align": ("roi_align",),
-    "suppression": ("nms",),
+    "suppression": ("nms", "gather_keep"),
     "convolutions and products": ("conv", "gemm", "cudnn", "xmma", "cutlass", "nvjet", "wgrad", "dgrad", "fprop"),
     "optimiser": ("multi_tensor", "foreach"),
     "compiled, element by element": ("triton",),
