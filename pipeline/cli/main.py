@@ -20,7 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-COMMANDS = ("quickstart", "data", "train", "cache", "evaluate", "report")
+COMMANDS = ("quickstart", "data", "train", "cache", "evaluate", "report", "config")
 
 
 def _show_version(wanted: bool) -> None:

@@ -63,6 +63,11 @@ def parse_override(text: str) -> dict[str, Any]:
         content: Any = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {text!r} has a value that is not YAML: {' '.join(str(error).split())}") from error
+    return nested(key, content)
+
+
+def nested(key: str, content: Any) -> Any:
+    """``content`` at a key with dots."""
     for part in reversed(key.split(".")):
         content = {part: content}
     return content

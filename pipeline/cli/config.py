@@ -1,0 +1,48 @@
+"""``graphkd config``: configs of other projects in our terms."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.console import out, print_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    commands = typer.Typer(help="Configs of runs.", no_args_is_help=True)
+    commands.command("import")(import_config)
+    app.add_typer(commands, name="config")
+
+
+def import_config(
+    file: Annotated[Path, typer.Argument(help="YAML of detectron2's, or of its Distillation project.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder for what is made of it.")] = Path("configs/imported"),
+    name: Annotated[str | None, typer.Option(help="Name of the run; by default the file's.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
+) -> None:
+    """Write a config of detectron2's in our terms, and say of every key what became of it."""
+    import yaml
+    from rich.table import Table
+
+    from pipeline.config.detectron2_import import import_detectron2, require_valid
+    from pipeline.files import write_atomic
+
+    imported = import_detectron2(file, name)
+    require_valid(imported)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{config}.yaml" for config in imported.configs]
+    for path, content in zip(paths, imported.configs.values(), strict=True):
+        text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
+        write_atomic(path, f"# Made from {file.name} by graphkd config import.\n{text}")
+    if as_json:
+        print_json({"configs": [str(path) for path in paths], "keys": [asdict(line) for line in imported.lines]})
+        return
+    table = Table("key", "value", "", "ours, or why not")
+    for line in imported.lines:
+        table.add_row(line.key, str(line.value), line.verdict, line.why)
+    out.print(table)
+    out.print("wrote " + ", ".join(map(str, paths)))
