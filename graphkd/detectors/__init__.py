@@ -11,9 +11,11 @@ from graphkd.detectors.config import DetectorConfig
 from graphkd.detectors.faster_rcnn import FasterRCNNDetector
 from graphkd.detectors.protocol import Detector, DetectorModule, DetectorSpec
 from graphkd.detectors.retinanet import RetinaNetDetector
+from graphkd.errors import ConfigError
 
-__all__ = ["Detector", "DetectorConfig", "DetectorModule", "DetectorSpec", "build_detector"]
+__all__ = ["INSTALL", "Detector", "DetectorConfig", "DetectorModule", "DetectorSpec", "build_detector"]
 
+INSTALL = "pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'"
 ARCHITECTURES = {"faster_rcnn": FasterRCNNDetector, "retinanet": RetinaNetDetector}
 
 
@@ -28,5 +30,18 @@ def build_detector(
     Weights other than ``backbone_weights`` (a bare backbone's state dict) are random, from torch's global generator.
     Raises ConfigError for a backbone that cannot be built, CheckpointError for weights that do not fit it.
     """
+    if config.framework == "detectron2":
+        return _build_detectron2(config, num_classes, canvas, backbone_weights)
     backbone = build_backbone(config, canvas, backbone_weights)
     return ARCHITECTURES[config.architecture](backbone, config, num_classes)
+
+
+def _build_detectron2(
+    config: DetectorConfig, num_classes: int, canvas: tuple[int, int], weights: Mapping[str, Tensor] | None
+) -> DetectorModule:
+    try:
+        from graphkd.detectors.detectron2_model import build_pyramid
+        from graphkd.detectors.detectron2_rcnn import Detectron2FasterRCNN
+    except ImportError as error:
+        raise ConfigError(f"detector.framework is detectron2, which cannot be imported ({error}); {INSTALL}") from error
+    return Detectron2FasterRCNN(config, num_classes, build_pyramid(config, canvas, weights))

@@ -71,22 +71,32 @@ def _rescale(channels: int, stride: int) -> nn.Module:
 def build_backbone(
     config: DetectorConfig, canvas: tuple[int, int], weights: Mapping[str, Tensor] | None = None
 ) -> PyramidBackbone:
-    """Build the backbone that ``config`` names for canvases of (height, width) px.
+    """Build the backbone that ``config`` names, with its pyramid, for canvases of (height, width) px.
 
     ``weights`` is the state dict of the bare backbone, where the config names a file. Faster R-CNN gets levels P2-P6,
     RetinaNet P3-P7. Raises ConfigError for a name timm does not know and CheckpointError for weights that do not fit.
     """
+    body, levels, in_channels, _ = build_bottom_up(config, canvas, weights)
     retina = config.architecture == "retinanet"
-    strides = [8, 16, 32] if retina else [4, 8, 16, 32]
-    body = _build_body(config, canvas)
-    info: Any = body.feature_info
-    channels, reductions = info.channels(), info.reduction()
-    if weights is not None:
-        _load_weights(body, weights, config.backbone)
-    levels, in_channels = _levels(channels, reductions, strides, config.backbone)
     top: ExtraFPNBlock = LastLevelP6P7(config.fpn_channels, config.fpn_channels) if retina else LastLevelMaxPool()
     fpn = FeaturePyramidNetwork(in_channels, config.fpn_channels, extra_blocks=top)
-    return PyramidBackbone(with_norm(body, config.norm), levels, fpn, config.fpn_channels)
+    return PyramidBackbone(body, levels, fpn, config.fpn_channels)
+
+
+def build_bottom_up(
+    config: DetectorConfig, canvas: tuple[int, int], weights: Mapping[str, Tensor] | None = None
+) -> tuple[nn.Module, nn.Module, list[int], list[int]]:
+    """What is below the pyramid: timm's backbone, the choice of its levels, and their channels and strides, px.
+
+    Arguments and errors as :func:`build_backbone`.
+    """
+    strides = [8, 16, 32] if config.architecture == "retinanet" else [4, 8, 16, 32]
+    body = _build_body(config, canvas)
+    info: Any = body.feature_info
+    if weights is not None:
+        _load_weights(body, weights, config.backbone)
+    levels, channels = _levels(info.channels(), info.reduction(), strides, config.backbone)
+    return with_norm(body, config.norm), levels, channels, strides
 
 
 def _build_body(config: DetectorConfig, canvas: tuple[int, int]) -> nn.Module:

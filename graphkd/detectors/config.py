@@ -14,8 +14,8 @@ class DetectorConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    framework: Literal["torchvision"] = "torchvision"
-    """Which adapter builds it."""
+    framework: Literal["torchvision", "detectron2"] = "torchvision"
+    """Which adapter builds it; detectron2 must be installed beside graphkd."""
     architecture: Literal["faster_rcnn", "retinanet"] = "faster_rcnn"
     """Detector behind the backbone."""
     backbone: str = "resnet50"
@@ -32,6 +32,12 @@ class DetectorConfig(BaseModel):
     """Anchor height over width."""
     pooled_side: int = Field(default=7, ge=1)
     """Side of the RoIAlign grid."""
+    roi_aligned: bool = False
+    """Whether RoIAlign takes pixels for points at their centres, half a pixel off, as detectron2's ROIAlignV2 does."""
+    roi_samples: int = Field(default=2, ge=0)
+    """Points that RoIAlign samples along each side of a cell; 0 for as many as the cell has pixels."""
+    anchors_rounded: bool = True
+    """Whether anchors are rounded to whole px, as torchvision's are and detectron2's are not."""
     head_width: int = Field(default=1024, ge=8)
     """Width of the two fully connected layers of the region head."""
     rpn_proposals_before_nms: int = Field(default=2000, ge=1)
@@ -66,4 +72,12 @@ class DetectorConfig(BaseModel):
     def _check_levels(self) -> DetectorConfig:
         if len(self.anchor_sizes) != 5:
             raise ValueError(f"anchor_sizes has {len(self.anchor_sizes)} entries, but the pyramid has 5 levels; give 5")
+        return self
+
+    @model_validator(mode="after")
+    def _check_framework(self) -> DetectorConfig:
+        if self.framework == "detectron2" and self.anchors_rounded:
+            raise ValueError("detectron2's anchors are never rounded; set detector.anchors_rounded=false")
+        if self.framework == "detectron2" and self.architecture != "faster_rcnn":
+            raise ValueError(f"framework detectron2 has no {self.architecture} here; use faster_rcnn, or torchvision")
         return self

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.models.detection.rpn import concat_box_prediction_layers
@@ -16,6 +15,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from graphkd.detectors.config import DetectorConfig
 from graphkd.detectors.protocol import DetectorSpec
+from graphkd.detectors.regions import anchor_generator
 from graphkd.detectors.sampling import KeyedSampler
 from graphkd.detectors.torchvision_common import TorchvisionDetector, in_float32, torchvision_targets
 from graphkd.pages import Detections, Features, Proposals, RegionPredictions, Targets
@@ -131,15 +131,13 @@ def _build_model(backbone: PyramidBackbone, config: DetectorConfig, num_classes:
     return FasterRCNN(
         backbone,
         num_classes=None,
-        rpn_anchor_generator=AnchorGenerator(
-            tuple((size,) for size in config.anchor_sizes), (config.aspect_ratios,) * len(config.anchor_sizes)
-        ),
+        rpn_anchor_generator=anchor_generator(config, tuple((size,) for size in config.anchor_sizes)),
         rpn_pre_nms_top_n_train=config.rpn_proposals_before_nms,
         rpn_pre_nms_top_n_test=max(1, config.rpn_proposals_before_nms // 2),
         rpn_post_nms_top_n_train=config.rpn_proposals,
         rpn_post_nms_top_n_test=config.rpn_proposals,
         rpn_nms_thresh=config.rpn_nms_iou,
-        box_roi_pool=MultiScaleRoIAlign(POOLED_LEVELS, side, sampling_ratio=2),
+        box_roi_pool=MultiScaleRoIAlign(POOLED_LEVELS, side, sampling_ratio=2),  # replaced, but asked for
         box_head=TwoMLPHead(backbone.out_channels * side**2, width),
         box_predictor=FastRCNNPredictor(width, num_classes + 1),
         box_score_thresh=config.score_threshold,

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torchvision.models.detection import RetinaNet
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from graphkd.detectors.config import DetectorConfig
 from graphkd.detectors.protocol import DetectorSpec
+from graphkd.detectors.regions import anchor_generator
 from graphkd.detectors.torchvision_common import TorchvisionDetector, torchvision_targets
 from graphkd.pages import Detections, Features, Proposals, Targets
 
@@ -107,7 +107,7 @@ def _build_model(backbone: PyramidBackbone, config: DetectorConfig, num_classes:
     return RetinaNet(
         backbone,
         num_classes=num_classes,
-        anchor_generator=AnchorGenerator(octaves, (config.aspect_ratios,) * len(octaves)),
+        anchor_generator=anchor_generator(config, octaves),
         score_thresh=config.score_threshold,
         nms_thresh=config.nms_iou,
         detections_per_img=config.detections_per_page,

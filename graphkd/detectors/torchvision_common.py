@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import MultiScaleRoIAlign
 
 from graphkd.detectors.config import DetectorConfig
 from graphkd.detectors.protocol import DetectorModule, DetectorSpec
+from graphkd.detectors.regions import region_pool
 from graphkd.pages import Features, Targets
 
 
@@ -30,7 +30,7 @@ class TorchvisionDetector(DetectorModule):
         model.transform = nn.Identity()
         self.model: Any = model
         self.spec = spec
-        self.region_pool = MultiScaleRoIAlign(pooled_levels, config.pooled_side, sampling_ratio=2)
+        self.region_pool = region_pool(config, pooled_levels)
         self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(config.pixel_std).view(1, 3, 1, 1), persistent=False)
 

@@ -1,0 +1,102 @@
+"""detectron2's model of a detector config: its nodes, its own ResNets, and timm's backbones as backbones of its.
+
+The one place that knows detectron2's conventions: BGR pixels, class-wise deltas with background last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import detectron2.modeling.backbone as d2_backbone
+from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY, build_proposal_generator, build_roi_heads
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
+from torch import Tensor, nn
+
+from graphkd.detectors.backbones import build_bottom_up
+from graphkd.detectors.config import DetectorConfig
+
+NORMS = {"batch": "BN", "frozen": "FrozenBN", "sync": "SyncBN", "group": "GN"}
+RESNETS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101}
+STAGES = ["res2", "res3", "res4", "res5"]
+
+
+class TimmBackbone(d2_backbone.Backbone):
+    """A timm backbone's levels of stride 4 to 32, as detectron2 takes them."""
+
+    def __init__(self, body: nn.Module, levels: nn.Module, channels: list[int], strides: list[int]) -> None:
+        super().__init__()
+        self.body = body
+        self.levels = levels
+        self._shapes = {
+            name: ShapeSpec(channels=width, stride=stride)
+            for name, width, stride in zip(STAGES, channels, strides, strict=True)
+        }
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """[B, 3, H, W] -> [B, C_i, H / stride, W / stride] by name."""
+        return dict(zip(STAGES, self.levels(self.body(images)), strict=True))
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each level."""
+        return self._shapes
+
+
+def build_pyramid(
+    config: DetectorConfig, canvas: tuple[int, int], weights: Mapping[str, Tensor] | None = None
+) -> nn.Module:
+    """The backbone with its pyramid, P2 to P6: detectron2's own for a ResNet that it has, else timm's."""
+    own = config.backbone in RESNETS and config.weights == "none"
+    if own:
+        cfg = nodes(config, 1)
+        bottom_up: Any = d2_backbone.build_resnet_backbone(cfg, ShapeSpec(channels=3))
+    else:
+        bottom_up = TimmBackbone(*build_bottom_up(config, canvas, weights))
+    return FPN(bottom_up, STAGES, config.fpn_channels, norm="", top_block=LastLevelMaxPool())
+
+
+def build_rcnn(config: DetectorConfig, num_classes: int, backbone: Any) -> nn.Module:
+    """A GeneralizedRCNN of ``config``."""
+    cfg, shapes = nodes(config, num_classes), backbone.output_shape()
+    model: nn.Module = META_ARCH_REGISTRY.get("GeneralizedRCNN")(
+        backbone=backbone,
+        proposal_generator=build_proposal_generator(cfg, shapes),
+        roi_heads=build_roi_heads(cfg, shapes),
+        pixel_mean=cfg.MODEL.PIXEL_MEAN,
+        pixel_std=cfg.MODEL.PIXEL_STD,
+        input_format="BGR",
+    )
+    return model
+
+
+def nodes(config: DetectorConfig, num_classes: int) -> CfgNode:
+    """detectron2's config of the same detector."""
+    cfg = get_cfg()
+    model: Any = cfg.MODEL
+    model.PIXEL_MEAN, model.PIXEL_STD = list(config.pixel_mean[::-1]), list(config.pixel_std[::-1])
+    model.BACKBONE.FREEZE_AT = 0
+    model.RESNETS.DEPTH = RESNETS.get(config.backbone, 50)
+    model.RESNETS.RES2_OUT_CHANNELS = 64 if model.RESNETS.DEPTH < 50 else 256
+    model.RESNETS.STRIDE_IN_1X1 = False
+    model.RESNETS.NORM = NORMS[config.norm]
+    model.RESNETS.OUT_FEATURES = STAGES
+    model.ANCHOR_GENERATOR.SIZES = [[size] for size in config.anchor_sizes]
+    model.ANCHOR_GENERATOR.ASPECT_RATIOS = [list(config.aspect_ratios)]
+    levels = ["p2", "p3", "p4", "p5", "p6"]
+    model.RPN.IN_FEATURES, model.ROI_HEADS.IN_FEATURES = levels, levels[:4]
+    before = config.rpn_proposals_before_nms
+    model.RPN.PRE_NMS_TOPK_TRAIN, model.RPN.PRE_NMS_TOPK_TEST = before, max(1, before // 2)
+    model.RPN.POST_NMS_TOPK_TRAIN = model.RPN.POST_NMS_TOPK_TEST = config.rpn_proposals
+    model.RPN.NMS_THRESH, model.RPN.BATCH_SIZE_PER_IMAGE = config.rpn_nms_iou, config.rpn_batch
+    model.ROI_HEADS.NAME, model.ROI_HEADS.NUM_CLASSES = "StandardROIHeads", num_classes
+    model.ROI_HEADS.BATCH_SIZE_PER_IMAGE = config.roi_batch
+    model.ROI_HEADS.POSITIVE_FRACTION = config.roi_positive_fraction
+    model.ROI_HEADS.SCORE_THRESH_TEST, model.ROI_HEADS.NMS_THRESH_TEST = config.score_threshold, config.nms_iou
+    cfg.TEST.DETECTIONS_PER_IMAGE = config.detections_per_page
+    head = model.ROI_BOX_HEAD
+    head.NAME, head.NUM_FC, head.FC_DIM = "FastRCNNConvFCHead", 2, config.head_width
+    head.POOLER_RESOLUTION, head.POOLER_SAMPLING_RATIO = config.pooled_side, config.roi_samples
+    head.POOLER_TYPE = "ROIAlignV2" if config.roi_aligned else "ROIAlign"
+    return cfg

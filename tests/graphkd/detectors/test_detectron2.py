@@ -1,0 +1,126 @@
+"""The same weights in both adapters give the same features, regions, logits and detections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from graphkd.detectors import INSTALL, DetectorConfig, DetectorModule, build_detector
+from graphkd.detectors.detectron2_names import detectron2_name, fit, to_detectron2
+from graphkd.errors import ConfigError
+from graphkd.pages import Detections, Targets
+
+CANVAS, CLASSES = (128, 96), 4
+# As detectron2's models are by default: aligned regions, as many samples as pixels, anchors that are not rounded.
+SAME: dict[str, Any] = {"roi_aligned": True, "roi_samples": 0, "anchors_rounded": False}
+SMALL: dict[str, Any] = {
+    "fpn_channels": 32,
+    "head_width": 64,
+    "anchor_sizes": (8, 16, 32, 64, 128),
+    "rpn_proposals_before_nms": 200,
+    "rpn_proposals": 100,
+    "score_threshold": 0.0,
+}
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def built(framework: str, backbone: str, **changes: Any) -> DetectorModule:
+    torch.manual_seed(0)
+    config = DetectorConfig(framework=framework, backbone=backbone, **{**SMALL, **SAME, **changes})
+    return build_detector(config, CLASSES, CANVAS).eval()
+
+
+def varied(detector: DetectorModule) -> DetectorModule:
+    """With norms and heads whose random first weights are not all alike."""
+    generator = torch.Generator().manual_seed(3)
+    for name, values in detector.state_dict().items():
+        if name.endswith(("running_mean", "bias")) or "predictor" in name or "rpn.head" in name:
+            values += 0.02 * torch.randn(values.shape, generator=generator)
+    return detector
+
+
+def renamed(detector: DetectorModule) -> dict[str, torch.Tensor]:
+    tensors = {name.removeprefix("model."): values for name, values in detector.state_dict().items()}
+    names = {name: detectron2_name(name) for name in tensors}
+    return {theirs: to_detectron2(theirs, tensors[name]) for name, theirs in names.items() if theirs is not None}
+
+
+def shared(one: Detections, other: Detections) -> int:
+    """How many detections both have, in whatever order ties are: class, and corners within .01 px."""
+    apart = (one.boxes[:, None] - other.boxes).abs().amax(dim=-1) + 1e3 * (one.classes[:, None] != other.classes)
+    return int((apart.amin(dim=1) < 0.01).sum())
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_weights_go_to_detectron2s_names_and_back(backbone: str) -> None:
+    ours = varied(built("torchvision", backbone))
+    found = fit(ours.state_dict(), renamed(ours))
+    assert not found.missing and not found.misshapen and not found.unused
+    for name, values in ours.state_dict().items():
+        expected = values.clone()
+        if "bbox_pred" in name and "roi_heads" in name:
+            expected[:4] = 0  # detectron2 has no deltas for background
+        assert torch.equal(found.matched[name], expected), name
+
+
+def test_what_does_not_fit_is_named() -> None:
+    ours, other = built("torchvision", "resnet18"), built("torchvision", "resnet18", head_width=32)
+    theirs = renamed(ours)
+    del theirs["backbone.fpn_lateral2.weight"]
+    theirs["head.of.another"] = torch.zeros(1)
+    found = fit(other.state_dict(), theirs)
+    assert found.missing == ["model.backbone.fpn.inner_blocks.0.0.weight"] and found.unused == ["head.of.another"]
+    assert found.misshapen["model.roi_heads.box_head.fc7.weight"] == ((64, 64), (32, 32))
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_both_frameworks_see_the_same(backbone: str) -> None:
+    pytest.importorskip("detectron2", reason=f"detectron2 is not installed; {INSTALL}")
+    ours, theirs = varied(built("torchvision", backbone)), built("detectron2", backbone)
+    loaded = theirs.load_state_dict({f"model.{name}": values for name, values in renamed(ours).items()})
+    assert not loaded.missing_keys
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (2, 3, *CANVAS), generator=generator, dtype=torch.uint8)
+    sizes = [(128, 96), (100, 80)]
+    boxes = [torch.tensor([[3.0, 4, 60, 40], [10, 10, 20, 90]]), torch.tensor([[1.0, 1, 70, 99]])]
+    with torch.no_grad():
+        first, second = (detector.features(images, sizes) for detector in (ours, theirs))
+        torch.testing.assert_close(first.maps, second.maps, **TOLERANCE)
+        pooled = ours.pool(first, boxes), theirs.pool(second, boxes)
+        torch.testing.assert_close(*pooled, **TOLERANCE)
+        regions = ours.classify(pooled[0]), theirs.classify(pooled[1])
+        assert regions[0] is not None and regions[1] is not None
+        torch.testing.assert_close(regions[0].logits, regions[1].logits, **TOLERANCE)
+        torch.testing.assert_close(regions[0].deltas, regions[1].deltas, **TOLERANCE)
+        torch.testing.assert_close(ours.propose(first).boxes, theirs.propose(second).boxes, **TOLERANCE)
+        for one, other in zip(ours.detect(first), theirs.detect(second), strict=True):
+            torch.testing.assert_close(one.scores, other.scores, **TOLERANCE)
+            assert len(one.boxes) == 100 and shared(one, other) >= 98, "all but ties at the last places"
+
+
+@pytest.mark.detectron2
+def test_both_frameworks_sample_the_same_regions_of_a_page() -> None:
+    pytest.importorskip("detectron2", reason=f"detectron2 is not installed; {INSTALL}")
+    ours, theirs = varied(built("torchvision", "resnet18")), built("detectron2", "resnet18")
+    theirs.load_state_dict({f"model.{name}": values for name, values in renamed(ours).items()})
+    images = torch.randint(0, 256, (1, 3, *CANVAS), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    goal = Targets(boxes=[torch.tensor([[10.0, 10, 60, 30]])], classes=[torch.tensor([3])], seeds=[11])
+    losses = [
+        detector.train().propose_and_losses(detector.features(images, [CANVAS]), goal)[1] for detector in (ours, theirs)
+    ]
+    assert set(losses[0]) == set(losses[1])
+    # Box losses differ: detectron2's are absolute, torchvision's squared near 0.
+    torch.testing.assert_close(losses[0]["loss_class"], losses[1]["loss_class"], **TOLERANCE)
+
+
+def test_without_detectron2_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "detectron2", None)
+    for name in ("graphkd.detectors.detectron2_model", "graphkd.detectors.detectron2_rcnn"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(ConfigError, match=r"pip install .*facebookresearch/detectron2"):
+        built("detectron2", "resnet18")
