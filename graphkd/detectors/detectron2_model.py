@@ -19,7 +19,7 @@ from graphkd.detectors.backbones import build_bottom_up
 from graphkd.detectors.config import DetectorConfig
 
 NORMS = {"batch": "BN", "frozen": "FrozenBN", "sync": "SyncBN", "group": "GN"}
-RESNETS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101}
+RESNETS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
 STAGES = ["res2", "res3", "res4", "res5"]
 
 

@@ -22,6 +22,7 @@ def import_config(
     file: Annotated[Path, typer.Argument(help="YAML of detectron2's, or of its Distillation project.")],
     folder: Annotated[Path, typer.Option("--out", help="Folder for what is made of it.")] = Path("configs/imported"),
     name: Annotated[str | None, typer.Option(help="Name of the run; by default the file's.")] = None,
+    framework: Annotated[str, typer.Option(help="Which adapter builds it: torchvision or detectron2.")] = "torchvision",
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
 ) -> None:
     """Write a config of detectron2's in our terms, and say of every key what became of it."""
@@ -31,7 +32,7 @@ def import_config(
     from pipeline.config.detectron2_import import import_detectron2, require_valid
     from pipeline.files import write_atomic
 
-    imported = import_detectron2(file, name)
+    imported = import_detectron2(file, name, framework)
     require_valid(imported)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{config}.yaml" for config in imported.configs]

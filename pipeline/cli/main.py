@@ -20,7 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-COMMANDS = ("quickstart", "data", "train", "cache", "evaluate", "report", "config")
+COMMANDS = ("quickstart", "data", "train", "cache", "evaluate", "report", "config", "weights")
 
 
 def _show_version(wanted: bool) -> None:

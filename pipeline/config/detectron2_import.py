@@ -40,23 +40,25 @@ class Imported:
     lines: list[Line]
 
 
-def import_detectron2(path: Path, name: str | None = None) -> Imported:
+def import_detectron2(path: Path, name: str | None = None, framework: str = "torchvision") -> Imported:
     """Read a file and what it builds on; raises ConfigError where it cannot be read safely or names what is not known.
 
     Args:
         path: YAML of detectron2's.
         name: of the run; by default the file's, in small letters.
+        framework: which adapter is to build both detectors.
     """
     name = name or path.stem.lower()
     content = read_detectron2(path)
     beside = content.pop("TEACHER", None)
+    adapter = {"detector": {"framework": framework}}
     config, lines = _converted(content)
-    config = merged({"name": name}, config)
+    config = merged({"name": name, **adapter}, config)
     if not isinstance(beside, dict):
         return Imported({name: config}, lines)
     taught, teacher_lines = _converted(beside)
     teacher_name = f"{name}-teacher"
-    teacher = merged({"name": teacher_name, "data": config.get("data", {})}, taught)
+    teacher = merged({"name": teacher_name, **adapter, "data": config.get("data", {})}, taught)
     teacher["data"]["view"] = config["data"]["view"]  # both see the same canvas
     lines += [Line(f"TEACHER.{line.key}", line.value, line.verdict, line.why) for line in teacher_lines]
     if D2File(content)["MODEL.META_ARCHITECTURE"] in DISTILLS:
@@ -74,7 +76,10 @@ def _converted(content: Tree) -> tuple[Tree, list[Line]]:
         config = merged(config, _placed(outcome))
         lines.append(_line(key, value, outcome))
     batch = config["schedule"]["batch"]
-    made = {"detector": {"weights": "none"}, "schedule": {"reference_batch": batch, "optimizer": "sgd"}}
+    made = {
+        "detector": {"weights": "none", "anchors_rounded": False},
+        "schedule": {"reference_batch": batch, "optimizer": "sgd"},
+    }
     return merged(merged(made, config), {"data": {"view": {"canvas": _canvas(config)}}}), lines
 
 

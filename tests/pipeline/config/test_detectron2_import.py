@@ -71,6 +71,8 @@ def test_student_and_teacher_are_written_in_our_terms(tmp_path: Path) -> None:
     assert student["detector"]["backbone"] == "resnet18" and teacher["detector"]["backbone"] == "resnet101"
     assert student["detector"]["pixel_std"] == [58.395, 57.12, 57.375], "BGR in the file, RGB here"
     assert teacher["detector"]["pixel_std"] == [1.0, 1.0, 1.0], "detectron2's default, which is not ours"
+    regions = {name: student["detector"][name] for name in ("roi_aligned", "roi_samples", "anchors_rounded")}
+    assert regions == {"roi_aligned": True, "roi_samples": 0, "anchors_rounded": False}
     assert student["schedule"]["lr"] == 0.01 and student["schedule"]["milestones"] == [60, 80]
     assert student["schedule"]["batch"] == student["schedule"]["reference_batch"] == 4
     assert student["data"]["train"] == teacher["data"]["train"] == "data/press/train"

@@ -1,0 +1,126 @@
+"""Reading checkpoints of detectron2's: ``.pth``, and ``.pkl`` of arrays, in the names of Caffe2 or its own.
+
+Nothing is unpickled but arrays: a ``.pkl`` goes through an unpickler that knows the few functions numpy makes arrays
+with, and refuses every other name.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graphkd.errors import CheckpointError
+from pipeline.runs.checkpoint import load_weights
+
+Part = Literal["student", "teacher"]
+TEACHER = "teacher."
+BACKBONE = "backbone.bottom_up."
+ARRAYS = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+}
+CAFFE2: list[tuple[str, str]] = [
+    (r"conv1_w", "stem.conv1.weight"),
+    (r"res_conv1_bn_s", "stem.conv1.norm.weight"),
+    (r"res_conv1_bn_b", "stem.conv1.norm.bias"),
+    (r"res(\d)_(\d+)_branch1_w", r"res\1.\2.shortcut.weight"),
+    (r"res(\d)_(\d+)_branch1_bn_s", r"res\1.\2.shortcut.norm.weight"),
+    (r"res(\d)_(\d+)_branch1_bn_b", r"res\1.\2.shortcut.norm.bias"),
+    (r"res(\d)_(\d+)_branch2([abc])_w", r"res\1.\2.conv\3.weight"),
+    (r"res(\d)_(\d+)_branch2([abc])_bn_s", r"res\1.\2.conv\3.norm.weight"),
+    (r"res(\d)_(\d+)_branch2([abc])_bn_b", r"res\1.\2.conv\3.norm.bias"),
+    (r"fpn_inner_res(\d)_\d+_sum(?:_lateral)?_([wb])", r"backbone.fpn_lateral\1.\2"),
+    (r"fpn_res(\d)_\d+_sum_([wb])", r"backbone.fpn_output\1.\2"),
+    (r"conv_rpn_fpn2_([wb])", r"proposal_generator.rpn_head.conv.\1"),
+    (r"rpn_cls_logits_fpn2_([wb])", r"proposal_generator.rpn_head.objectness_logits.\1"),
+    (r"rpn_bbox_pred_fpn2_([wb])", r"proposal_generator.rpn_head.anchor_deltas.\1"),
+    (r"fc6_([wb])", r"roi_heads.box_head.fc1.\1"),
+    (r"fc7_([wb])", r"roi_heads.box_head.fc2.\1"),
+    (r"cls_score_([wb])", r"roi_heads.box_predictor.cls_score.\1"),
+    (r"bbox_pred_([wb])", r"roi_heads.box_predictor.bbox_pred.\1"),
+]
+BRANCHES = {"conva": "conv1", "convb": "conv2", "convc": "conv3"}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """Numpy's own makers of arrays, and nothing else."""
+        if (module, name) not in ARRAYS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only arrays are loaded")
+        return super().find_class(module, name)
+
+
+def read_foreign(path: Path, part: Part = "student") -> dict[str, Tensor]:
+    """The tensors of a file by detectron2's names.
+
+    Args:
+        path: ``.pth``, ``.safetensors`` or ``.pkl``.
+        part: in a file that holds a student and, below ``teacher.``, its teacher: which of them.
+
+    Raises CheckpointError where the file is no mapping of names to arrays, or has no such part.
+    """
+    tensors = _read_pickle(path) if path.suffix == ".pkl" else load_weights(path)
+    own = {name for name in tensors if not name.startswith(TEACHER)}
+    if part == "teacher":
+        tensors = {name.removeprefix(TEACHER): values for name, values in tensors.items() if name not in own}
+    else:
+        tensors = {name: tensors[name] for name in tensors if name in own}
+    if not tensors:
+        raise CheckpointError(f"{path} holds nothing of a {part}; leave --part out, or give another file")
+    return _named(tensors)
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        with path.open("rb") as file:
+            content = _load_arrays(file)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"weights {path} do not exist; give a .pkl, .pth or .safetensors file") from error
+    except Exception as error:
+        raise CheckpointError(f"{path} is no pickle of arrays: {str(error)[:160]}") from error
+    content = content.get("model", content.get("blobs", content)) if isinstance(content, dict) else None
+    arrays = {str(name): values for name, values in (content or {}).items() if isinstance(values, np.ndarray)}
+    arrays = {name: values for name, values in arrays.items() if values.dtype.kind in "fiu"}
+    if not arrays:
+        raise CheckpointError(f"{path} holds no mapping of names to arrays; give a state dict")
+    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
+
+
+def _load_arrays(file: IO[bytes]) -> Any:
+    return _ArraysOnly(file, encoding="latin1").load()
+
+
+def _named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Caffe2's names as detectron2's, and a bare backbone's below the pyramid's."""
+    named: dict[str, Tensor] = {}
+    for name, values in tensors.items():
+        theirs, turned = _from_caffe2(name), values
+        if theirs is not None and ".box_predictor.cls_score." in theirs:
+            turned = torch.cat([values[1:], values[:1]])  # Caffe2 counts background first
+        elif theirs is not None and ".box_predictor.bbox_pred." in theirs:
+            turned = values[4:]
+        theirs = theirs or name
+        named[f"{BACKBONE}{theirs}" if theirs.startswith(("stem.", "res")) else theirs] = turned
+    return named
+
+
+def _from_caffe2(name: str) -> str | None:
+    for pattern, theirs in CAFFE2:
+        match = re.fullmatch(pattern, name)
+        if match:
+            plain = re.sub(r"conv[abc](?=\.)", lambda branch: BRANCHES[branch[0]], match.expand(theirs))
+            return re.sub(r"\.([wb])$", lambda field: {"w": ".weight", "b": ".bias"}[field[1]], plain)
+    return None
