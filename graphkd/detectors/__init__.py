@@ -42,6 +42,8 @@ def _build_detectron2(
     try:
         from graphkd.detectors.detectron2_model import build_pyramid
         from graphkd.detectors.detectron2_rcnn import Detectron2FasterRCNN
+        from graphkd.detectors.detectron2_retinanet import Detectron2RetinaNet
     except ImportError as error:
         raise ConfigError(f"detector.framework is detectron2, which cannot be imported ({error}); {INSTALL}") from error
-    return Detectron2FasterRCNN(config, num_classes, build_pyramid(config, canvas, weights))
+    kind = Detectron2RetinaNet if config.architecture == "retinanet" else Detectron2FasterRCNN
+    return kind(config, num_classes, build_pyramid(config, canvas, weights))

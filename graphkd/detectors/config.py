@@ -78,6 +78,4 @@ class DetectorConfig(BaseModel):
     def _check_framework(self) -> DetectorConfig:
         if self.framework == "detectron2" and self.anchors_rounded:
             raise ValueError("detectron2's anchors are never rounded; set detector.anchors_rounded=false")
-        if self.framework == "detectron2" and self.architecture != "faster_rcnn":
-            raise ValueError(f"framework detectron2 has no {self.architecture} here; use faster_rcnn, or torchvision")
         return self

@@ -87,21 +87,26 @@ class Fit:
     """Names of the file's that the detector has no use for."""
 
 
-def fit(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], prefix: str = "model.") -> Fit:
-    """Find what of ``theirs``, named and laid out as detectron2 has it, fits the detector whose tensors are ``own``.
+def fit(
+    own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, same_framework: bool, prefix: str = "model."
+) -> Fit:
+    """Find what of ``theirs``, named and laid out as detectron2 has it, fits a detector.
 
-    ``own`` are those of either adapter; their names begin with ``prefix``.
+    Args:
+        own: the detector's tensors, whose names begin with ``prefix``.
+        theirs: of the file.
+        same_framework: whether the detector is of detectron2's adapter, so that nothing needs to be turned.
+        prefix: of an adapter's names.
     """
     result, used = Fit({}, [], {}, []), set[str]()
     for name, values in own.items():
         bare = name.removeprefix(prefix)
-        known = bare in theirs
-        source = bare if known else detectron2_name(bare)
+        source = bare if same_framework else detectron2_name(bare)
         if source is None or source not in theirs:
             result.missing.append(name)
             continue
         used.add(source)
-        found = theirs[source] if known and detectron2_name(bare) is None else from_detectron2(source, theirs[source])
+        found = theirs[source] if same_framework else from_detectron2(source, theirs[source])
         if found.shape == values.shape:
             result.matched[name] = found
         else:

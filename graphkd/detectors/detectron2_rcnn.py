@@ -7,58 +7,46 @@ page, and losses are taken page by page. detectron2 sees BGR, and keeps backgrou
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from graphkd.detectors.config import DetectorConfig
+from graphkd.detectors.detectron2_common import Detectron2Detector, instances
 from graphkd.detectors.detectron2_model import build_rcnn
-from graphkd.detectors.protocol import DetectorModule, DetectorSpec
+from graphkd.detectors.protocol import DetectorSpec
 from graphkd.detectors.sampling import KeyedSampler
-from graphkd.detectors.torchvision_common import in_float32, page_mask
+from graphkd.detectors.torchvision_common import in_float32
 from graphkd.pages import Detections, Features, Proposals, RegionPredictions, Targets
 
 LEVELS = {"p2": "0", "p3": "1", "p4": "2", "p5": "3", "p6": "pool"}
 """detectron2's names of pyramid levels, and the one that all adapters use."""
 
 
-class Detectron2FasterRCNN(DetectorModule):
+class Detectron2FasterRCNN(Detectron2Detector):
     """A GeneralizedRCNN of detectron2's with a feature pyramid."""
 
     def __init__(self, config: DetectorConfig, num_classes: int, backbone: nn.Module) -> None:
-        super().__init__()
-        self.model: Any = build_rcnn(config, num_classes, backbone)
-        assert isinstance(self.model, GeneralizedRCNN)
-        self.spec = DetectorSpec(
+        spec = DetectorSpec(
             num_classes=num_classes,
             channels=config.fpn_channels,
             pooled_side=config.pooled_side,
             activation="softmax",
             classifies_regions=True,
         )
+        super().__init__(build_rcnn(config, num_classes, backbone), spec, LEVELS)
         self._anchor_sampler = KeyedSampler(config.rpn_batch, 0.5, salt=0)
         self._region_sampler = KeyedSampler(config.roi_batch, config.roi_positive_fraction, salt=1)
         self._seeds: Iterator[int] = iter(())
         self.model.proposal_generator._subsample_labels = self._keyed_anchors
         self.model.roi_heads._sample_proposals = self._keyed_regions
 
-    def features(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> Features:
-        """Normalise uint8 RGB [B, 3, H, W] as BGR and run the backbone once; beyond each page is the mean."""
-        pixels = (images.flip(1) - self.model.pixel_mean) / self.model.pixel_std
-        maps = self.model.backbone(pixels * page_mask(image_sizes, images))
-        canvas = (images.shape[-2], images.shape[-1])
-        return Features(
-            maps={LEVELS[name]: level for name, level in maps.items()}, image_sizes=image_sizes, canvas=canvas
-        )
-
     def propose_and_losses(self, features: Features, targets: Targets) -> tuple[Proposals, dict[str, Tensor]]:
         """Proposals, and detectron2's four losses under the names that all adapters use, each [B]."""
-        goal = _instances(features, targets)
+        goal = instances(features, targets)
         with EventStorage():  # which detectron2 logs into
             anchors, logits, deltas = self._propose(features)
             found = self._best(anchors, logits, deltas, features)
@@ -73,7 +61,7 @@ class Detectron2FasterRCNN(DetectorModule):
     def pool(self, features: Features, boxes: list[Tensor]) -> Tensor:
         """RoIAlign as the config has it: [sum N_i, C, P, P]."""
         heads = self.model.roi_heads
-        maps = [features.maps[LEVELS[name]] for name in heads.box_in_features]
+        maps = self.maps_of(features, heads.box_in_features)
         pooled: Tensor = heads.box_pooler(maps, [Boxes(page) for page in boxes])
         return pooled
 
@@ -93,19 +81,6 @@ class Detectron2FasterRCNN(DetectorModule):
             Detections(boxes=page.pred_boxes.tensor, scores=page.scores, classes=page.pred_classes) for page in found
         ]
 
-    def fixed_shapes(self) -> list[nn.Module]:
-        """Backbone and pyramid."""
-        return [self.model.backbone]
-
-    def inheritable(self) -> dict[str, Tensor]:
-        """Proposal and region heads, and the pyramid's outputs."""
-        backbone, outputs = "model.backbone.", "model.backbone.fpn_output"
-        return {
-            name: values
-            for name, values in self.state_dict().items()
-            if not name.startswith(backbone) or name.startswith(outputs)
-        }
-
     def _heads(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         heads = self.model.roi_heads
         logits, deltas = heads.box_predictor(heads.box_head(pooled))
@@ -114,7 +89,7 @@ class Detectron2FasterRCNN(DetectorModule):
     def _propose(self, features: Features) -> tuple[list[Boxes], list[Tensor], list[Tensor]]:
         """Anchors, objectness [B, A_l] and deltas [B, A_l, 4] of each level."""
         rpn = self.model.proposal_generator
-        maps = [features.maps[LEVELS[name]] for name in rpn.in_features]
+        maps = self.maps_of(features, rpn.in_features)
         anchors = rpn.anchor_generator(maps)
         logits, deltas = map(in_float32, rpn.rpn_head(maps))
         flat = [level.permute(0, 2, 3, 1).flatten(1) for level in logits]
@@ -195,8 +170,3 @@ def _proposals(found: list[Instances]) -> Proposals:
         boxes=[page.proposal_boxes.tensor for page in found],
         scores=[page.objectness_logits.sigmoid() for page in found],
     )
-
-
-def _instances(features: Features, targets: Targets) -> list[Instances]:
-    pages = zip(features.image_sizes, targets.boxes, targets.classes, strict=True)
-    return [Instances(size, gt_boxes=Boxes(boxes), gt_classes=classes) for size, boxes, classes in pages]

@@ -44,7 +44,7 @@ def import_weights(path: Path, config: RunConfig, part: Part = "student") -> Fit
     dataset = PackedDataset(config.data.train, config.data.storage)
     detector = new_detector(config, dataset_classes(config, dataset))
     own = detector.state_dict()
-    found = fit(own, read_foreign(path, part))
+    found = fit(own, read_foreign(path, part), same_framework=config.detector.framework == "detectron2")
     if len(found.matched) < len(own) / 2:
         raise CheckpointError(
             f"only {len(found.matched)} of the detector's {len(own)} tensors are in {path} "

@@ -33,6 +33,7 @@ KINDS = {
     "faster_rcnn": {},
     "retinanet": {"architecture": "retinanet"},
     "detectron2": {"framework": "detectron2", "anchors_rounded": False},
+    "detectron2-retinanet": {"framework": "detectron2", "anchors_rounded": False, "architecture": "retinanet"},
     "detectron2-timm": {"framework": "detectron2", "anchors_rounded": False, "backbone": "mobilenetv2_050"},
 }
 
@@ -161,7 +162,7 @@ def test_learns_one_page(detector: DetectorModule) -> None:
     images, sizes = pages(1)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3)
     history = []
-    for _ in range(12):
+    for _ in range(24):
         _, losses = detector.propose_and_losses(detector.features(images, sizes), page_targets(0))
         loss = torch.stack([values.sum() for values in losses.values()]).sum()
         optimizer.zero_grad()

@@ -56,7 +56,7 @@ def shared(one: Detections, other: Detections) -> int:
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
 def test_weights_go_to_detectron2s_names_and_back(backbone: str) -> None:
     ours = varied(built("torchvision", backbone))
-    found = fit(ours.state_dict(), renamed(ours))
+    found = fit(ours.state_dict(), renamed(ours), same_framework=False)
     assert not found.missing and not found.misshapen and not found.unused
     for name, values in ours.state_dict().items():
         expected = values.clone()
@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_named() -> None:
     theirs = renamed(ours)
     del theirs["backbone.fpn_lateral2.weight"]
     theirs["head.of.another"] = torch.zeros(1)
-    found = fit(other.state_dict(), theirs)
+    found = fit(other.state_dict(), theirs, same_framework=False)
     assert found.missing == ["model.backbone.fpn.inner_blocks.0.0.weight"] and found.unused == ["head.of.another"]
     assert found.misshapen["model.roi_heads.box_head.fc7.weight"] == ((64, 64), (32, 32))
 
@@ -120,7 +120,7 @@ def test_without_detectron2_one_line_says_how_to_get_it(monkeypatch: pytest.Monk
     import sys
 
     monkeypatch.setitem(sys.modules, "detectron2", None)
-    for name in ("graphkd.detectors.detectron2_model", "graphkd.detectors.detectron2_rcnn"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    for part in ("common", "model", "rcnn", "retinanet"):
+        monkeypatch.delitem(sys.modules, f"graphkd.detectors.detectron2_{part}", raising=False)
     with pytest.raises(ConfigError, match=r"pip install .*facebookresearch/detectron2"):
         built("detectron2", "resnet18")
