@@ -116,6 +116,10 @@ class SlurmHere:
         self._until(lambda: self.quietly("scontrol", "ping"), "slurmctld")
         for node in NODES:
             self.start_node(node)
+        self.rest()
+
+    def rest(self) -> None:
+        """Wait until both nodes are there and idle."""
         self._until(lambda: self.said("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split() == ["idle"] * 2, "nodes")
 
     def start_node(self, node: str) -> None:

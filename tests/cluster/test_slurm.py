@@ -232,6 +232,7 @@ def test_a_job_goes_on_with_the_nodes_it_gets(
     slurm: SlurmHere, root: Path, dataset_folder: Path, undisturbed: RunConfig
 ) -> None:
     config = configured(root, dataset_folder, "fewer")
+    slurm.rest()  # else one node may be all that there is room for
     job = submitted(root, config, "--nodes", "1-2")
     reaches(config, 15)
     slurm.kill_node("node2")
