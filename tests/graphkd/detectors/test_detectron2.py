@@ -102,6 +102,40 @@ def test_both_frameworks_see_the_same(backbone: str) -> None:
 
 
 @pytest.mark.detectron2
+@pytest.mark.parametrize("backbone", ["efficientnet_b0", "mobilenetv2_100", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("architecture", ["faster_rcnn", "retinanet"])
+def test_backbones_of_timm_are_backbones_of_detectron2(backbone: str, architecture: str) -> None:
+    pytest.importorskip("detectron2", reason=f"detectron2 is not installed; {INSTALL}")
+    detector = built("detectron2", backbone, architecture=architecture)
+    with torch.no_grad():
+        features = detector.features(torch.zeros(1, 3, *CANVAS, dtype=torch.uint8), [CANVAS])
+        pooled = detector.pool(features, [torch.tensor([[3.0, 4, 60, 40]])])
+    names = {"faster_rcnn": ["0", "1", "2", "3", "pool"], "retinanet": ["0", "1", "2", "p6", "p7"]}
+    assert list(features.maps) == names[architecture]
+    assert [CANVAS[0] // level.shape[-2] for level in features.maps.values()][:3] == (
+        [4, 8, 16] if architecture == "faster_rcnn" else [8, 16, 32]
+    )
+    assert pooled.shape == (1, 32, 7, 7) and torch.isfinite(pooled).all()
+
+
+@pytest.mark.detectron2
+def test_detectron2s_own_configs_can_name_a_backbone_of_timm() -> None:
+    pytest.importorskip("detectron2", reason=f"detectron2 is not installed; {INSTALL}")
+    from detectron2.config import CfgNode
+    from detectron2.modeling import build_model
+
+    from graphkd.detectors.detectron2_model import nodes
+
+    cfg = nodes(DetectorConfig(backbone="mobilenetv2_050", anchors_rounded=False, framework="detectron2"), 3)
+    cfg.MODEL.TIMM = CfgNode({"NAME": "mobilenetv2_050", "CANVAS": list(CANVAS)})
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.DEVICE = "build_graphkd_timm_fpn_backbone", "cpu"
+    model = build_model(cfg).eval()
+    with torch.no_grad():
+        (found,) = model([{"image": torch.zeros(3, *CANVAS)}])
+    assert found["instances"].has("pred_boxes")
+
+
+@pytest.mark.detectron2
 def test_both_frameworks_sample_the_same_regions_of_a_page() -> None:
     pytest.importorskip("detectron2", reason=f"detectron2 is not installed; {INSTALL}")
     ours, theirs = varied(built("torchvision", "resnet18")), built("detectron2", "resnet18")
