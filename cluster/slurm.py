@@ -113,8 +113,9 @@ def _executor(submission: Submission) -> Any:
         **_parameters(submission),
         additional_parameters=_additional(submission),
         # A task that is killed must not take the head with it before that has queued the job again.
-        # Newer Slurm does not hand --cpus-per-task of the job on to its steps.
-        srun_args=["--kill-on-bad-exit=0", f"--cpus-per-task={site.cpus_per_node}"],
+        # Newer Slurm does not hand --cpus-per-task of the job on to its steps. Tasks a node are said here only: said of
+        # the job, Slurm takes the fewest nodes of a range for the number of tasks, and never gives more.
+        srun_args=["--kill-on-bad-exit=0", "--ntasks-per-node=1", f"--cpus-per-task={site.cpus_per_node}"],
         teardown=["code=$?", f'{_shell(site, "cluster.afterwards", _spec_file(submission))} "$code"'],
     )
     if submission.tasks:
@@ -130,7 +131,6 @@ def _parameters(submission: Submission) -> dict[str, Any]:
     return {name: value for name, value in named.items() if value is not None} | {
         "job_name": submission.name,
         "nodes": int(submission.nodes.rpartition("-")[2]),
-        "ntasks_per_node": 1,
         "cpus_per_task": site.cpus_per_node,
         "time": site.time_minutes,
         "signal_delay_s": site.signal_lead_s,

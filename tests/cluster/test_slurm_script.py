@@ -49,7 +49,8 @@ def test_the_script_asks_for_what_the_site_says() -> None:
         "nodes": "2-4",
     }
     assert {name: found[name] for name in expected} == expected
-    assert found["time"] == "90" and found["signal"] == "USR2@120" and found["ntasks-per-node"] == "1"
+    assert found["time"] == "90" and found["signal"] == "USR2@120"
+    assert "ntasks-per-node" not in found, "with it a range of nodes would be its fewest"
     assert "requeue" in found and found["open-mode"] == "append"
     words = task_words(text)
     assert words[0] == "srun" and "--kill-on-bad-exit=0" in words and words[-3:-1] == ["-m", "cluster.node"]
