@@ -26,6 +26,7 @@ LOCK_FILE = ".training"
 WAIT_S = 60
 """For the processes of a start that was killed to end."""
 POLL_S = 0.2
+SHOWN_HOSTS = 4
 FINISHED = "finished"
 KILLED = "killed"
 
@@ -40,6 +41,7 @@ class Start:
     """Steps that were done before."""
     workers: int
     host: str
+    """Of the workers; several with commas between them."""
     ended: float | None
     """Unix time; None where nobody wrote it down."""
     last_step: int
@@ -73,14 +75,15 @@ def _start(
 
 
 class Record:
-    """One start in its run's file; ``last_step`` and ``why`` are for its end."""
+    """One start in its run's file; ``last_step`` and ``why`` are for its end. Made by all ranks together."""
 
     def __init__(self, folder: Path, world: World, step: int) -> None:
         self._path = folder / STARTS_FILE if world.leads else None
         self._time = time.time()
         self.last_step = step
         self.why = FINISHED
-        self._write({"event": "start", "step": step, "workers": world.size, "host": socket.gethostname()}, self._time)
+        hosts = _listed(sorted(set(world.gather(socket.gethostname()))))
+        self._write({"event": "start", "step": step, "workers": world.size, "host": hosts}, self._time)
 
     def end(self) -> None:
         """Write down how it ended."""
@@ -89,6 +92,11 @@ class Record:
     def _write(self, line: dict[str, Any], now: float) -> None:
         if self._path is not None:
             append_line(self._path, json.dumps({**line, "time": now, "pid": os.getpid()}))
+
+
+def _listed(hosts: list[str]) -> str:
+    more = len(hosts) - SHOWN_HOSTS
+    return ", ".join(hosts[:SHOWN_HOSTS]) + (f" and {more} more" if more > 0 else "")
 
 
 @contextmanager

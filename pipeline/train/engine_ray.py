@@ -44,6 +44,8 @@ def run_ray(config: RunConfig) -> None:
         scaling: dict[str, Any] = {
             "num_workers": config.engine.workers,
             "use_gpu": use_gpu,
+            # A worker without a GPU asks for one core and uses many: packed, they would share one node's.
+            "placement_strategy": "PACK" if use_gpu else "SPREAD",
             "elastic_resize_monitor_interval_s": RESIZE_S,
         }
         trainer = TorchTrainer(
@@ -76,7 +78,8 @@ def _worker(given: dict[str, Any]) -> None:
     os.chdir(given["directory"])
     config = resolve(given["config"], "the submitted config")
     context = ray.train.get_context()
-    torch.set_num_threads(config.engine.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    cores = len(os.sched_getaffinity(0))  # those that a job was given, not all of its node's
+    torch.set_num_threads(config.engine.threads or max(1, cores // context.get_local_world_size()))
     world = joined_world(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     run_worker(config, world, _preemption())
 

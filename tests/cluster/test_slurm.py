@@ -194,7 +194,7 @@ def check(config: RunConfig, undisturbed: RunConfig) -> None:
 
 
 def test_two_nodes_train_and_evaluate_a_student(undisturbed: RunConfig) -> None:
-    assert [start.workers for start in read_starts(undisturbed.folder)] == [2]
+    assert [(start.workers, start.host) for start in read_starts(undisturbed.folder)] == [(2, "node1, node2")]
     assert json.loads((undisturbed.folder / "eval.json").read_text())["pages"] == 10
     assert events(undisturbed) == ["begin", "finished"]
     (record,) = jobs_of(undisturbed.folder)
@@ -241,7 +241,7 @@ def test_a_job_goes_on_with_the_nodes_it_gets(
     finally:
         slurm.start_node("node2")
     assert events(config)[-2:] == ["begin", "finished"], said(config)
-    assert [start.workers for start in read_starts(config.folder)] == [2, 1]
+    assert [(start.workers, start.host) for start in read_starts(config.folder)] == [(2, "node1, node2"), (1, "node1")]
     assert read_ledger(config.folder) == read_ledger(undisturbed.folder)
 
 
