@@ -231,7 +231,8 @@ def test_a_job_whose_node_dies_is_queued_again(
 def test_a_job_goes_on_with_the_nodes_it_gets(
     slurm: SlurmHere, root: Path, dataset_folder: Path, undisturbed: RunConfig
 ) -> None:
-    config = configured(root, dataset_folder, "fewer")
+    # Ray goes on with what is left of its nodes until Slurm has noticed and queues the job again, so this takes longer.
+    config = configured(root, dataset_folder, "fewer", steps=300)
     slurm.rest()  # else one node may be all that there is room for
     job = submitted(root, config, "--nodes", "1-2")
     reaches(config, 15)
@@ -241,8 +242,11 @@ def test_a_job_goes_on_with_the_nodes_it_gets(
     finally:
         slurm.start_node("node2")
     assert events(config)[-2:] == ["begin", "finished"], said(config)
-    assert [(start.workers, start.host) for start in read_starts(config.folder)] == [(2, "node1, node2"), (1, "node1")]
-    assert read_ledger(config.folder) == read_ledger(undisturbed.folder)
+    starts = read_starts(config.folder)
+    assert (starts[0].workers, starts[0].host) == (2, "node1, node2"), said(config)
+    assert (starts[-1].workers, starts[-1].host) == (1, "node1") and 0 < starts[-1].step < 300, said(config)
+    ledger, short = read_ledger(config.folder), read_ledger(undisturbed.folder)
+    assert sorted(ledger) == list(range(300)) and all(ledger[step] == short[step] for step in short)
 
 
 def test_teacher_cache_and_students_wait_for_each_other(slurm: SlurmHere, root: Path, dataset_folder: Path) -> None:
