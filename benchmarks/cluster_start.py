@@ -76,7 +76,9 @@ def by_hand(out: Path) -> float:
             time.sleep(0.1)
         environment = {**os.environ, "RAY_ADDRESS": f"{ADDRESS}:{port}"}
         train = [PYTHON, "-m", "pipeline", "train", str(path)]
-        subprocess.run(train, env=environment, check=True, capture_output=True)
+        trained = subprocess.run(train, env=environment, check=False, capture_output=True, text=True)
+        if trained.returncode:
+            raise RuntimeError(f"training by hand ended with {trained.returncode}: {trained.stdout}{trained.stderr}")
         return first_step(out / "hand") - begin
     finally:
         end_all(ray.pid)
