@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+
+from graphkd.detectors import INSTALL
 
 CATEGORIES = [
     {"id": 3, "name": "Text", "supercategory": ""},
@@ -20,11 +23,15 @@ CATEGORIES = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none, also when another marker picks it."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    """Skip what needs a GPU or detectron2 where there is none, also when another marker picks it."""
+    missing = {
+        "gpu": None if torch.cuda.is_available() else "no CUDA device",
+        "detectron2": None if find_spec("detectron2") else f"detectron2 is not installed; {INSTALL}",
+    }
+    for item in items:
+        for marker, reason in missing.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -37,7 +37,7 @@ class DetectorConfig(BaseModel):
     roi_samples: int = Field(default=2, ge=0)
     """Points that RoIAlign samples along each side of a cell; 0 for as many as the cell has pixels."""
     anchors_rounded: bool = True
-    """Whether anchors are rounded to whole px, as torchvision's are and detectron2's are not."""
+    """Whether anchors are rounded to whole px, as torchvision's are and detectron2's never are."""
     head_width: int = Field(default=1024, ge=8)
     """Width of the two fully connected layers of the region head."""
     rpn_proposals_before_nms: int = Field(default=2000, ge=1)
@@ -67,6 +67,12 @@ class DetectorConfig(BaseModel):
     def classifies_regions(self) -> bool:
         """Whether the detector has a head for any pooled region; RetinaNet has none."""
         return self.architecture == "faster_rcnn"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_of_the_framework(cls, given: Any) -> Any:
+        exact = isinstance(given, dict) and given.get("framework") == "detectron2"
+        return {"anchors_rounded": False, **given} if exact else given
 
     @model_validator(mode="after")
     def _check_levels(self) -> DetectorConfig:

@@ -10,12 +10,15 @@ import yaml
 
 from graphkd.errors import ConfigError
 
+# A section given as one word says what it is, and keeps what its bases say of the rest.
+ONE_WORD = {"detector": "framework", "method": "name", "engine": "name"}
+
 
 def read_layers(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """What ``path`` says, on top of what its ``base:`` names, and below ``key.sub=value`` overrides."""
     content = read_yaml(path)
     for override in overrides:
-        content = merged(content, parse_override(override))
+        content = merged(content, spelled_out(parse_override(override)))
     return content
 
 
@@ -29,7 +32,13 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     content_of_bases: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
         content_of_bases = merged(content_of_bases, read_yaml(path.parent / base, (*seen, path)))
-    return merged(content_of_bases, content)
+    return merged(content_of_bases, spelled_out(content))
+
+
+def spelled_out(content: dict[str, Any]) -> dict[str, Any]:
+    """``detector: detectron2`` as ``detector: {framework: detectron2}``, and so the other sections of ONE_WORD."""
+    words = {key: {name: content[key]} for key, name in ONE_WORD.items() if isinstance(content.get(key), str)}
+    return {**content, **words}
 
 
 def read_mapping(path: Path, kind: str, examples: str) -> dict[str, Any]:

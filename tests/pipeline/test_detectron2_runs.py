@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from graphkd.detectors import INSTALL
 from pipeline.config import RunConfig, resolve
 from pipeline.runs.checkpoint import load_weights, newest_checkpoint
 from pipeline.runs.exchange import export_weights, import_weights
@@ -17,13 +16,12 @@ from tests.common import build_here, small_run
 
 pytestmark = pytest.mark.detectron2
 
-THEIRS: dict[str, Any] = {"framework": "detectron2", "anchors_rounded": False}
+THEIRS: dict[str, Any] = {"framework": "detectron2"}
 OURS: dict[str, Any] = {"anchors_rounded": False}
 
 
 @pytest.fixture(autouse=True)
-def _needs_detectron2() -> None:
-    pytest.importorskip("detectron2", reason=f"detectron2 is not installed; {INSTALL}")
+def _one_thread() -> None:
     torch.set_num_threads(1)
 
 

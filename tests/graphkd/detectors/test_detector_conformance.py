@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
-from graphkd.detectors import INSTALL, Detector, DetectorConfig, DetectorModule, build_detector
+from graphkd.detectors import Detector, DetectorConfig, DetectorModule, build_detector
 from graphkd.detectors.torchvision_common import torchvision_targets
 from graphkd.pages import PageBatch, Targets
 
@@ -32,9 +32,9 @@ SMALL = {
 KINDS = {
     "faster_rcnn": {},
     "retinanet": {"architecture": "retinanet"},
-    "detectron2": {"framework": "detectron2", "anchors_rounded": False},
-    "detectron2-retinanet": {"framework": "detectron2", "anchors_rounded": False, "architecture": "retinanet"},
-    "detectron2-timm": {"framework": "detectron2", "anchors_rounded": False, "backbone": "mobilenetv2_050"},
+    "detectron2": {"framework": "detectron2"},
+    "detectron2-retinanet": {"framework": "detectron2", "architecture": "retinanet"},
+    "detectron2-timm": {"framework": "detectron2", "backbone": "mobilenetv2_050"},
 }
 
 
@@ -42,8 +42,6 @@ KINDS = {
     params=[pytest.param(kind, marks=pytest.mark.detectron2 if kind.startswith("detectron2") else ()) for kind in KINDS]
 )
 def detector(request: pytest.FixtureRequest) -> DetectorModule:
-    if request.param.startswith("detectron2"):
-        pytest.importorskip("detectron2", reason=f"detectron2 is not installed; {INSTALL}")
     torch.manual_seed(0)
     return build_detector(DetectorConfig(**{**SMALL, **KINDS[request.param]}), CLASSES, CANVAS)
 

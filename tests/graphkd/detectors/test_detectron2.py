@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from graphkd.detectors import INSTALL, DetectorConfig, DetectorModule, build_detector
+from graphkd.detectors import DetectorConfig, DetectorModule, build_detector
 from graphkd.detectors.detectron2_names import detectron2_name, fit, to_detectron2
 from graphkd.errors import ConfigError
 from graphkd.pages import Detections, Targets
@@ -78,7 +78,6 @@ def test_what_does_not_fit_is_named() -> None:
 @pytest.mark.detectron2
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
 def test_both_frameworks_see_the_same(backbone: str) -> None:
-    pytest.importorskip("detectron2", reason=f"detectron2 is not installed; {INSTALL}")
     ours, theirs = varied(built("torchvision", backbone)), built("detectron2", backbone)
     loaded = theirs.load_state_dict({f"model.{name}": values for name, values in renamed(ours).items()})
     assert not loaded.missing_keys
@@ -105,7 +104,6 @@ def test_both_frameworks_see_the_same(backbone: str) -> None:
 @pytest.mark.parametrize("backbone", ["efficientnet_b0", "mobilenetv2_100", "vit_tiny_patch16_224"])
 @pytest.mark.parametrize("architecture", ["faster_rcnn", "retinanet"])
 def test_backbones_of_timm_are_backbones_of_detectron2(backbone: str, architecture: str) -> None:
-    pytest.importorskip("detectron2", reason=f"detectron2 is not installed; {INSTALL}")
     detector = built("detectron2", backbone, architecture=architecture)
     with torch.no_grad():
         features = detector.features(torch.zeros(1, 3, *CANVAS, dtype=torch.uint8), [CANVAS])
@@ -120,7 +118,6 @@ def test_backbones_of_timm_are_backbones_of_detectron2(backbone: str, architectu
 
 @pytest.mark.detectron2
 def test_detectron2s_own_configs_can_name_a_backbone_of_timm() -> None:
-    pytest.importorskip("detectron2", reason=f"detectron2 is not installed; {INSTALL}")
     from detectron2.config import CfgNode
     from detectron2.modeling import build_model
 
@@ -137,7 +134,6 @@ def test_detectron2s_own_configs_can_name_a_backbone_of_timm() -> None:
 
 @pytest.mark.detectron2
 def test_both_frameworks_sample_the_same_regions_of_a_page() -> None:
-    pytest.importorskip("detectron2", reason=f"detectron2 is not installed; {INSTALL}")
     ours, theirs = varied(built("torchvision", "resnet18")), built("detectron2", "resnet18")
     theirs.load_state_dict({f"model.{name}": values for name, values in renamed(ours).items()})
     images = torch.randint(0, 256, (1, 3, *CANVAS), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)

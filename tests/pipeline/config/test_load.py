@@ -26,6 +26,22 @@ def test_bases_merge_in_order_and_the_file_counts_last(tmp_path: Path) -> None:
     assert (str(config.data.train), config.detector.backbone) == ("one", "resnet18")
 
 
+def test_a_section_in_one_word_keeps_what_its_bases_say(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "data: {train: one}\ndetector: {backbone: resnet18}\nengine: {name: ray, workers: 2}")
+    path = write(tmp_path, "b.yaml", "base: a.yaml\nname: run\ndetector: detectron2")
+    config = load_config(path, ["engine=local"])
+    assert (config.detector.framework, config.detector.backbone) == ("detectron2", "resnet18")
+    assert (config.engine.name, config.engine.workers) == ("local", 2)
+
+
+def test_anchors_are_rounded_as_the_framework_does(tmp_path: Path) -> None:
+    path = write(tmp_path, "c.yaml", "name: x\ndata: {train: a}")
+    for framework, rounded in {"torchvision": True, "detectron2": False}.items():
+        assert load_config(path, [f"detector={framework}"]).detector.anchors_rounded is rounded
+    with pytest.raises(ConfigError, match="detectron2's anchors are never rounded"):
+        load_config(path, ["detector=detectron2", "detector.anchors_rounded=true"])
+
+
 def test_every_mistake_is_listed_at_once_with_a_close_name(tmp_path: Path) -> None:
     path = write(
         tmp_path, "bad.yaml", "name: x\ndata: {train: a, vew: 3}\nschedul: {}\nschedule: {lr: -1, optimiser: sgd}"
