@@ -14,7 +14,7 @@ from torch import Tensor
 
 from graphkd.method.adjacency import all_pairs
 from graphkd.method.edges import cosine_lengths
-from graphkd.method.terms import box_loss, logit_loss, masked_mean, require_same_nodes, standardised
+from graphkd.method.terms import logit_loss, masked_mean, of_class, require_same_nodes, standardised, unit_variance
 from graphkd.pages import RegionPredictions
 from graphkd.signals import TeacherSignals
 
@@ -27,7 +27,7 @@ class DsigWeights(BaseModel):
     foreground: float = Field(default=0.5, ge=0)
     """Weight of foreground nodes."""
     background: float = Field(default=0.5, ge=0)
-    """Weight of mined background nodes, times N_fg / (7.5 N_bg)."""
+    """Weight of background nodes, times N_fg / (7.5 N_bg)."""
     edge: float = Field(default=2.0, ge=0)
     """Weight of the edges of the complete graph."""
     logits: float = Field(default=3.0, ge=0)
@@ -37,7 +37,7 @@ class DsigWeights(BaseModel):
     maps: float = Field(default=0.5, ge=0)
     """Weight of the whole pyramid's squared error; only where a live teacher gives it."""
     hard_background: float = Field(default=0.6, ge=0)
-    """Least cross-entropy, nats, at which the teacher takes a background node for something; only such are nodes."""
+    """Least cross-entropy, nats, at which the teacher takes a background node for something; only such have edges."""
 
 
 class PkdWeights(BaseModel):
@@ -59,10 +59,11 @@ def dsig_loss(
 ) -> dict[str, Tensor]:
     """Structured instance graph (Chen et al., "Deep Structured Instance Graph", ICCV 2021), each term float32 [B].
 
-    ``L = w_fg L_fg + w_bg N_fg / (7.5 N_bg + 1e-4) L_bg + w_e L_edge + w_cls L_cls + w_box L_box``: mean squared errors
-    of foreground nodes and of background nodes that the teacher finds hard; the mean over all ordered pairs of those
-    nodes of the squared difference of cosines; KL and smooth L1 as in GraphKD. One difference from the published code:
-    squared errors are over ``energy``, so that the published weights do not depend on the teacher's scale.
+    ``L = w_fg L_fg + w_bg N_fg / (7.5 N_bg + 1e-4) L_bg + w_e L_edge + w_cls L_cls + w_box L_box``, as in the published
+    code: mean squared errors of foreground and of background nodes; half the mean, over all ordered pairs of
+    foreground nodes and background nodes that the teacher finds hard, of the squared difference of cosines; KL, mean
+    over nodes and over classes; L1 of the deltas of a foreground node's class, over all nodes. One difference: squared
+    errors are over ``energy``, so that the published weights do not depend on the teacher's scale.
 
     Args:
         student_pooled: [B, N, C, P, P], the student's features at the signals' boxes, in the teacher's channels.
@@ -78,20 +79,22 @@ def dsig_loss(
     require_same_nodes(student_pooled, signals)
     signals = signals.detached()
     foreground = foreground & signals.valid
-    background = hard_background(signals, foreground, weights.hard_background)
+    background = signals.valid & ~foreground
     terms: dict[str, Tensor] = {}
     if weights.foreground or weights.background:
         error = (student_pooled.float() - signals.pooled.float()).square().mean(dim=(-3, -2, -1)) / energy
         share = foreground.sum(dim=1) / (7.5 * background.sum(dim=1) + 1e-4)
-        hard = weights.background * share * masked_mean(error, background)
-        terms["kd_node"] = weights.foreground * masked_mean(error, foreground) + hard
+        terms["kd_node"] = weights.foreground * masked_mean(error, foreground)
+        terms["kd_node"] = terms["kd_node"] + weights.background * share * masked_mean(error, background)
     if weights.edge:
-        terms["kd_edge"] = weights.edge * _cosine_edges(student_pooled, signals, foreground | background)
+        hard = hard_background(signals, foreground, weights.hard_background)
+        terms["kd_edge"] = weights.edge * _cosine_edges(student_pooled, signals, foreground | hard)
     if student_regions is not None and signals.logits is not None and signals.deltas is not None:
         if weights.logits:
-            terms["kd_logits"] = weights.logits * logit_loss(student_regions.logits, signals, temperature=1.0)
+            divergence = logit_loss(student_regions.logits, signals, temperature=1.0)
+            terms["kd_logits"] = weights.logits * divergence / signals.logits.shape[-1]
         if weights.boxes:
-            terms["kd_boxes"] = weights.boxes * box_loss(student_regions.deltas, signals)
+            terms["kd_boxes"] = weights.boxes * _deltas_of_class(student_regions.deltas, signals, foreground)
     return terms
 
 
@@ -108,18 +111,25 @@ def hard_background(signals: TeacherSignals, foreground: Tensor, least: float) -
 
 
 def _cosine_edges(student_pooled: Tensor, signals: TeacherSignals, nodes: Tensor) -> Tensor:
-    student = cosine_lengths(student_pooled.flatten(2))
-    teacher = cosine_lengths(signals.pooled.flatten(2))
-    return masked_mean((student - teacher).square().flatten(1), all_pairs(nodes).flatten(1))
+    """Half the mean over the ``n^2`` pairs of ``n`` nodes, of which a node with itself adds nothing: [B]."""
+    gaps = (cosine_lengths(student_pooled.flatten(2)) - cosine_lengths(signals.pooled.flatten(2))).square()
+    pairs = nodes.sum(dim=1).square().clamp(min=1)
+    return 0.5 * torch.where(all_pairs(nodes), gaps, 0).sum(dim=(1, 2)) / pairs
+
+
+def _deltas_of_class(student: Tensor, signals: TeacherSignals, foreground: Tensor) -> Tensor:
+    assert signals.deltas is not None
+    gap = unit_variance(of_class(student, signals.classes) - of_class(signals.deltas, signals.classes))
+    return torch.where(foreground, gap.abs().sum(dim=-1), 0).sum(dim=1) / signals.valid.sum(dim=1).clamp(min=1)
 
 
 def map_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], energy: float) -> Tensor:
-    """Mean over levels of the squared error of whole maps over ``energy``: maps [B, C, H_l, W_l] -> float32 [B]."""
+    """Sum over levels of the maps' mean squared error over ``energy``: maps [B, C, H_l, W_l] -> float32 [B]."""
     _require_same_maps(student, teacher)
     errors = [
         (student[name].float() - maps.detach().float()).square().mean(dim=(1, 2, 3)) for name, maps in teacher.items()
     ]
-    return torch.stack(errors).mean(dim=0) / energy
+    return torch.stack(errors).sum(dim=0) / energy
 
 
 def pkd_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], weights: PkdWeights) -> dict[str, Tensor]:

@@ -43,7 +43,7 @@ class LossWeights(BaseModel):
     text_edge: float = Field(default=0.5, ge=0)
     """Weight of an edge between two text nodes and of self-loops, where one that touches a non-text node has 1."""
     logits: float = Field(default=1.0, ge=0)
-    """Weight of the class term (published: 3.0, which cost short runs AP)."""
+    """Weight of the class term; published: 3 for its mean over classes, 3 / (K + 1) for this sum."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of the class term (published: 1)."""
     boxes: float = Field(default=1.0, ge=0)

@@ -48,7 +48,7 @@ def test_dsig_by_hand() -> None:
     student = torch.tensor([2.0, -2.0]).view(1, 2, 1, 1, 1)
     terms = dsig_loss(student, None, signals, signals.valid, 2.0, DsigWeights())
     assert float(terms["kd_node"]) == pytest.approx(0.5 * (1 + 9) / 2 / 2)
-    assert float(terms["kd_edge"]) == pytest.approx(2.0 * 4)
+    assert float(terms["kd_edge"]) == pytest.approx(2.0 * 0.5 * (0 + 4 + 4 + 0) / 4)
 
 
 def test_background_is_mined_by_the_teachers_cross_entropy() -> None:
@@ -64,11 +64,17 @@ def test_background_is_mined_by_the_teachers_cross_entropy() -> None:
     assert mined.nonzero().tolist() == [[0, 0], [1, 0]]
 
 
+def kl_of(teacher: Tensor, student: Tensor) -> Tensor:
+    """The parts of KL(teacher || student) from logits [K + 1]."""
+    return teacher.softmax(0) * (teacher.log_softmax(0) - student.log_softmax(0))
+
+
 def test_dsig_equals_the_naive_loop() -> None:
     signals, (pooled, regions) = teacher_signals(), student_side()
     foreground, energy = foreground_of(signals), 1.7
     assert signals.logits is not None
-    node, edge = [], []
+    assert signals.deltas is not None
+    node, edge, logits, boxes = [], [], [], []
     for b in range(B):
         front = [i for i in range(N) if foreground[b, i]]
         hard = [
@@ -77,8 +83,9 @@ def test_dsig_equals_the_naive_loop() -> None:
             if signals.valid[b, i] and i not in front and float(-signals.logits[b, i].log_softmax(0)[K]) >= 0.6
         ]
         error = [(pooled[b, i] - signals.pooled[b, i]).square().mean() / energy for i in range(N)]
-        back = torch.stack([error[i] for i in hard]).mean() if hard else torch.tensor(0.0)
-        share = len(front) / (7.5 * len(hard) + 1e-4)
+        rest = [i for i in range(N) if signals.valid[b, i] and i not in front]
+        back = torch.stack([error[i] for i in rest]).mean() if rest else torch.tensor(0.0)
+        share = len(front) / (7.5 * len(rest) + 1e-4)
         node.append(0.5 * torch.stack([error[i] for i in front]).mean() + 0.5 * share * back)
         gaps = [
             (
@@ -87,12 +94,19 @@ def test_dsig_equals_the_naive_loop() -> None:
             ).square()
             for i in front + hard
             for j in front + hard
-            if i != j
         ]
-        edge.append(2 * torch.stack(gaps).mean())
+        edge.append(2 * 0.5 * torch.stack(gaps).mean())
+        known = [i for i in range(N) if signals.valid[b, i]]
+        kl = [kl_of(signals.logits[b, i], regions.logits[b, i]).sum() / (K + 1) for i in known]
+        logits.append(3 * torch.stack(kl).mean())
+        apart = (regions.deltas[b] - signals.deltas[b]) * torch.tensor([10.0, 10.0, 5.0, 5.0])
+        l1 = [apart[i, int(signals.classes[b, i])].abs().sum() for i in front]
+        boxes.append(torch.stack(l1).sum() / len(known))
     terms = dsig_loss(pooled, regions, signals, foreground, energy, DsigWeights())
     torch.testing.assert_close(terms["kd_node"], torch.stack(node))
     torch.testing.assert_close(terms["kd_edge"], torch.stack(edge))
+    torch.testing.assert_close(terms["kd_logits"], torch.stack(logits))
+    torch.testing.assert_close(terms["kd_boxes"], torch.stack(boxes))
     assert set(terms) == {"kd_node", "kd_edge", "kd_logits", "kd_boxes"}
 
 
@@ -138,7 +152,7 @@ def test_a_page_does_not_depend_on_its_batch_neighbours() -> None:
 def test_map_loss_by_hand() -> None:
     zeros = {"0": torch.zeros(1, 2, 2, 2), "1": torch.zeros(1, 2, 1, 1)}
     ones = {"0": torch.ones(1, 2, 2, 2), "1": torch.full((1, 2, 1, 1), 3.0)}
-    assert float(map_loss(zeros, ones, energy=2.0)) == pytest.approx((1 + 9) / 2 / 2)
+    assert float(map_loss(zeros, ones, energy=2.0)) == pytest.approx((1 + 9) / 2)
 
 
 @pytest.mark.parametrize("nodes", [(0, 0), (1, 0), (2, 1)])
