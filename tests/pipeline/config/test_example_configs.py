@@ -31,6 +31,7 @@ def test_the_runs_of_one_comparison_differ_only_in_the_method() -> None:
     for alone, distilled in (
         ("quickstart/student", "quickstart/student-graphkd"),
         ("examples/polish-gov-student", "examples/polish-gov-graphkd"),
+        ("examples/polish-gov-detectron2-student", "examples/polish-gov-detectron2-graphkd"),
         ("examples/publaynet-examples-student", "examples/publaynet-examples-graphkd"),
     ):
         first, second = (load_config(ROOT / "configs" / f"{name}.yaml") for name in (alone, distilled))
