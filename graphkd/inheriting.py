@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graphkd.detectors import DetectorModule
+from graphkd.detectors.detectron2_names import in_framework
 from graphkd.errors import CacheError
 from graphkd.methods import MethodConfig
 
@@ -11,7 +12,8 @@ def inherit(student: DetectorModule, teacher: DetectorModule, method: MethodConf
     """Start the student's heads and pyramid outputs from the teacher's, if all of them fit; gives the names taken over.
 
     Imitated features can be read by the head that they were made for, so that a student need not learn its own from
-    nothing (Kang et al., "Instance-Conditional Knowledge Distillation", NeurIPS 2021, call it inheriting).
+    nothing (Kang et al., "Instance-Conditional Knowledge Distillation", NeurIPS 2021, call it inheriting). Heads of
+    Faster R-CNN pass between frameworks; those of RetinaNet have no common names.
 
     Raises:
         CacheError: where ``method.inherit`` is true and a part has another shape in the two, naming both.
@@ -19,6 +21,8 @@ def inherit(student: DetectorModule, teacher: DetectorModule, method: MethodConf
     if not method.inherits:
         return []
     theirs, ours = teacher.inheritable(), student.inheritable()
+    if teacher.spec.framework != student.spec.framework:
+        theirs = in_framework(student.spec.framework, ours, theirs)
     for name, values in theirs.items():
         if name in ours and ours[name].shape == values.shape:
             continue

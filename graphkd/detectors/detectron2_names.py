@@ -73,6 +73,25 @@ def from_detectron2(name: str, values: Tensor) -> Tensor:
     return values
 
 
+def in_framework(
+    framework: str, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], prefix: str = "model."
+) -> dict[str, Tensor]:
+    """Tensors of one adapter as those of the other; what has no counterpart there keeps its name.
+
+    Args:
+        framework: of ``own``; ``theirs`` are of the other one.
+        own: by name, all that may be looked for.
+        theirs: by name.
+        prefix: of an adapter's names.
+    """
+    bare = {name.removeprefix(prefix): values for name, values in theirs.items()}
+    if framework == "detectron2":
+        names = {name: detectron2_name(name) or name for name in bare}
+        return {prefix + names[name]: to_detectron2(names[name], values) for name, values in bare.items()}
+    ours = {detectron2_name(name.removeprefix(prefix)): name for name in own}
+    return {ours.get(name, prefix + name): from_detectron2(name, values) for name, values in bare.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Fit:
     """What of a file's tensors fits a detector."""

@@ -35,6 +35,7 @@ class Detectron2FasterRCNN(Detectron2Detector):
             channels=config.fpn_channels,
             pooled_side=config.pooled_side,
             activation="softmax",
+            framework="detectron2",
             classifies_regions=True,
         )
         super().__init__(build_rcnn(config, num_classes, backbone), spec, LEVELS)

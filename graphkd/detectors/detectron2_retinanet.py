@@ -31,6 +31,7 @@ class Detectron2RetinaNet(Detectron2Detector):
             channels=config.fpn_channels,
             pooled_side=config.pooled_side,
             activation="sigmoid",
+            framework="detectron2",
             classifies_regions=False,
         )
         super().__init__(build_retinanet(config, num_classes, backbone), spec, LEVELS)

@@ -36,6 +36,7 @@ class FasterRCNNDetector(TorchvisionDetector):
             channels=backbone.out_channels,
             pooled_side=config.pooled_side,
             activation="softmax",
+            framework="torchvision",
             classifies_regions=config.classifies_regions,
         )
         super().__init__(_build_model(backbone, config, num_classes), spec, config, POOLED_LEVELS)

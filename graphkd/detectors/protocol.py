@@ -24,6 +24,8 @@ class DetectorSpec:
     """P, side of the pooled grid."""
     activation: Activation
     """How class logits become probabilities."""
+    framework: str
+    """In whose names and layout its tensors are: torchvision or detectron2."""
     classifies_regions: bool
     """Whether ``classify`` answers for any pooled region (a model with RoI heads) or gives None."""
 

@@ -10,6 +10,8 @@ import torch
 from graphkd.detectors import DetectorConfig, DetectorModule, build_detector
 from graphkd.detectors.detectron2_names import detectron2_name, fit, to_detectron2
 from graphkd.errors import ConfigError
+from graphkd.inheriting import inherit
+from graphkd.methods import MethodConfig
 from graphkd.pages import Detections, Targets
 
 CANVAS, CLASSES = (128, 96), 4
@@ -144,6 +146,19 @@ def test_both_frameworks_sample_the_same_regions_of_a_page() -> None:
     assert set(losses[0]) == set(losses[1])
     # Box losses differ: detectron2's are absolute, torchvision's squared near 0.
     torch.testing.assert_close(losses[0]["loss_class"], losses[1]["loss_class"], **TOLERANCE)
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize(("framework", "other"), [("torchvision", "detectron2"), ("detectron2", "torchvision")])
+def test_a_student_inherits_from_the_other_framework(framework: str, other: str) -> None:
+    teacher, student = varied(built(framework, "resnet50")), built(other, "resnet18")
+    taken = inherit(student, teacher, MethodConfig(name="graphkd", inherit=True))
+    assert set(taken) == set(student.inheritable())
+    pooled = torch.randn(6, SMALL["fpn_channels"], 7, 7, generator=torch.Generator().manual_seed(2))
+    expected, actual = teacher.classify(pooled), student.classify(pooled)
+    assert expected is not None and actual is not None
+    torch.testing.assert_close(actual.logits, expected.logits, **TOLERANCE)
+    torch.testing.assert_close(actual.deltas, expected.deltas, **TOLERANCE)
 
 
 def test_without_detectron2_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
