@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +26,14 @@ def interleaved(pairs: int, *works: Callable[[], object]) -> list[list[float]]:
             if turn:
                 own.append(time.perf_counter() - begin)
     return seconds
+
+
+def said_by(command: Sequence[str], **where: Any) -> str:
+    """What a command prints, run with ``where`` of :func:`subprocess.run`; where it fails, all that it said ends us."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **where)
+    if done.returncode:
+        raise SystemExit(f"{list(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:

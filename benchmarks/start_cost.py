@@ -14,12 +14,11 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-from benchmarks.common import finish, ratio
+from benchmarks.common import finish, ratio, said_by
 
 BATCH = 8
 LINKS = 50_000  # names that one file may have
@@ -87,8 +86,7 @@ def order_cost(samples: int, ranks: int) -> float:
 
 def in_own_process(*arguments: str) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.start_cost", "--child", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+    return dict(json.loads(said_by(command).strip().splitlines()[-1]))
 
 
 def main() -> None:

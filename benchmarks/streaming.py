@@ -16,13 +16,12 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.common import finish, ratio
+from benchmarks.common import finish, ratio, said_by
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 800, 1100
@@ -51,16 +50,9 @@ def make_pages(out: Path, count: int) -> None:
 
 def reader(python: str, *arguments: str) -> str:
     """Run ``benchmarks.readers`` under an interpreter and give the last line it prints."""
-    done = subprocess.run(
-        [python, "-W", "ignore", "-m", "benchmarks.readers", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise SystemExit(f"{arguments} failed:\n{done.stderr[-2000:]}")
-    return (done.stdout.strip().splitlines() or [""])[-1]
+    command = [python, "-W", "ignore", "-m", "benchmarks.readers", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return (said_by(command, cwd=ROOT, env=environment).strip().splitlines() or [""])[-1]
 
 
 def measure(out: Path, pythons: dict[str, str], rounds: int) -> dict[tuple[str, int], list[float]]:

@@ -16,7 +16,6 @@ import os
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.common import finish, ratio
+from benchmarks.common import finish, ratio, said_by
 
 PAGES = 96
 LOG_EVERY = 10
@@ -69,7 +68,7 @@ def train(path: Path, ranks: int = 1, threads: int = 1) -> None:
     script.write_text("from pipeline.cli.main import main\nmain()\n")
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.getcwd()}
     command = [sys.executable, *launch, str(script), "train", str(path)]
-    subprocess.run(command, check=True, env=environment, capture_output=True)
+    said_by(command, env=environment)
 
 
 def logged(out: Path, name: str) -> list[dict[str, Any]]:
@@ -181,7 +180,7 @@ def recovery(out: Path, pairs: int, steps: int) -> dict[str, Any]:
             f"train_loop_config={{**train_loop_config, 'marks': {str(marks / 'times')!r}}}, **rest)\n"
             f"sys.argv = ['graphkd', 'train', {str(path)!r}]; from pipeline.cli.main import main; main()"
         )
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        said_by([sys.executable, "-c", code])
         times = [line.split() for line in (marks / "times").read_text().splitlines()]
         last = dict((what, float(when)) for what, when in times)
         killed, begins, stepped = last["killed"], last["begins"], last["stepped"]
