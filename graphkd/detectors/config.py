@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Framework = Literal["torchvision", "detectron2"]
 Norm = Literal["batch", "frozen", "sync", "group"]
 
 
@@ -14,7 +15,7 @@ class DetectorConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    framework: Literal["torchvision", "detectron2"] = "torchvision"
+    framework: Framework = "torchvision"
     """Which adapter builds it; detectron2 must be installed beside graphkd."""
     architecture: Literal["faster_rcnn", "retinanet"] = "faster_rcnn"
     """Detector behind the backbone."""

@@ -7,11 +7,13 @@ it has no box deltas for background. Needs no detectron2.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from graphkd.detectors.config import Framework
 
 STEM = "backbone.bottom_up.stem.conv1.weight"
 
@@ -73,21 +75,30 @@ def from_detectron2(name: str, values: Tensor) -> Tensor:
     return values
 
 
+def as_detectron2(tensors: Mapping[str, Tensor], prefix: str = "model.") -> dict[str, Tensor]:
+    """Tensors of the torchvision adapter, which begin with ``prefix``, as detectron2 has them, without it.
+
+    What has no counterpart there keeps its name.
+    """
+    bare = {name.removeprefix(prefix): values for name, values in tensors.items()}
+    names = {name: detectron2_name(name) or name for name in bare}
+    return {names[name]: to_detectron2(names[name], values) for name, values in bare.items()}
+
+
 def in_framework(
-    framework: str, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], prefix: str = "model."
+    framework: Framework, own: Iterable[str], theirs: Mapping[str, Tensor], prefix: str = "model."
 ) -> dict[str, Tensor]:
     """Tensors of one adapter as those of the other; what has no counterpart there keeps its name.
 
     Args:
-        framework: of ``own``; ``theirs`` are of the other one.
-        own: by name, all that may be looked for.
+        framework: into which; ``theirs`` are of the other one.
+        own: names of the adapter there.
         theirs: by name.
         prefix: of an adapter's names.
     """
-    bare = {name.removeprefix(prefix): values for name, values in theirs.items()}
     if framework == "detectron2":
-        names = {name: detectron2_name(name) or name for name in bare}
-        return {prefix + names[name]: to_detectron2(names[name], values) for name, values in bare.items()}
+        return {prefix + name: values for name, values in as_detectron2(theirs, prefix).items()}
+    bare = {name.removeprefix(prefix): values for name, values in theirs.items()}
     ours = {detectron2_name(name.removeprefix(prefix)): name for name in own}
     return {ours.get(name, prefix + name): from_detectron2(name, values) for name, values in bare.items()}
 

@@ -7,6 +7,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from graphkd.detectors.config import Framework
 from graphkd.pages import Detections, Features, Proposals, RegionPredictions, Targets
 
 Activation = Literal["softmax", "sigmoid"]
@@ -24,8 +25,8 @@ class DetectorSpec:
     """P, side of the pooled grid."""
     activation: Activation
     """How class logits become probabilities."""
-    framework: str
-    """In whose names and layout its tensors are: torchvision or detectron2."""
+    framework: Framework
+    """In whose names and layout its tensors are."""
     classifies_regions: bool
     """Whether ``classify`` answers for any pooled region (a model with RoI heads) or gives None."""
 

@@ -12,9 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from graphkd.method.adjacency import all_pairs
 from graphkd.method.edges import cosine_lengths
-from graphkd.method.terms import logit_loss, masked_mean, of_class, require_same_nodes, standardised, unit_variance
+from graphkd.method.terms import deltas_of_class, logit_loss, masked_mean, require_same_nodes, standardised
 from graphkd.pages import RegionPredictions
 from graphkd.signals import TeacherSignals
 
@@ -79,13 +78,9 @@ def dsig_loss(
     require_same_nodes(student_pooled, signals)
     signals = signals.detached()
     foreground = foreground & signals.valid
-    background = signals.valid & ~foreground
     terms: dict[str, Tensor] = {}
     if weights.foreground or weights.background:
-        error = (student_pooled.float() - signals.pooled.float()).square().mean(dim=(-3, -2, -1)) / energy
-        share = foreground.sum(dim=1) / (7.5 * background.sum(dim=1) + 1e-4)
-        terms["kd_node"] = weights.foreground * masked_mean(error, foreground)
-        terms["kd_node"] = terms["kd_node"] + weights.background * share * masked_mean(error, background)
+        terms["kd_node"] = _node_errors(student_pooled, signals, foreground, energy, weights)
     if weights.edge:
         hard = hard_background(signals, foreground, weights.hard_background)
         terms["kd_edge"] = weights.edge * _cosine_edges(student_pooled, signals, foreground | hard)
@@ -94,7 +89,7 @@ def dsig_loss(
             divergence = logit_loss(student_regions.logits, signals, temperature=1.0)
             terms["kd_logits"] = weights.logits * divergence / signals.logits.shape[-1]
         if weights.boxes:
-            terms["kd_boxes"] = weights.boxes * _deltas_of_class(student_regions.deltas, signals, foreground)
+            terms["kd_boxes"] = weights.boxes * _box_distance(student_regions.deltas, signals, foreground)
     return terms
 
 
@@ -110,17 +105,26 @@ def hard_background(signals: TeacherSignals, foreground: Tensor, least: float) -
     return signals.valid & ~foreground & (surprise >= least)
 
 
+def _node_errors(
+    student_pooled: Tensor, signals: TeacherSignals, foreground: Tensor, energy: float, weights: DsigWeights
+) -> Tensor:
+    background = signals.valid & ~foreground
+    error = (student_pooled.float() - signals.pooled.float()).square().mean(dim=(-3, -2, -1)) / energy
+    share = foreground.sum(dim=1) / (7.5 * background.sum(dim=1) + 1e-4)
+    front, back = masked_mean(error, foreground), masked_mean(error, background)
+    return weights.foreground * front + weights.background * share * back
+
+
 def _cosine_edges(student_pooled: Tensor, signals: TeacherSignals, nodes: Tensor) -> Tensor:
-    """Half the mean over the ``n^2`` pairs of ``n`` nodes, of which a node with itself adds nothing: [B]."""
     gaps = (cosine_lengths(student_pooled.flatten(2)) - cosine_lengths(signals.pooled.flatten(2))).square()
-    pairs = nodes.sum(dim=1).square().clamp(min=1)
-    return 0.5 * torch.where(all_pairs(nodes), gaps, 0).sum(dim=(1, 2)) / pairs
+    pairs = nodes[:, :, None] & nodes[:, None, :]  # a node with itself counts, and adds nothing
+    return 0.5 * masked_mean(gaps.flatten(1), pairs.flatten(1))
 
 
-def _deltas_of_class(student: Tensor, signals: TeacherSignals, foreground: Tensor) -> Tensor:
+def _box_distance(deltas: Tensor, signals: TeacherSignals, foreground: Tensor) -> Tensor:
     assert signals.deltas is not None
-    gap = unit_variance(of_class(student, signals.classes) - of_class(signals.deltas, signals.classes))
-    return torch.where(foreground, gap.abs().sum(dim=-1), 0).sum(dim=1) / signals.valid.sum(dim=1).clamp(min=1)
+    gaps = deltas_of_class(deltas, signals.classes) - deltas_of_class(signals.deltas, signals.classes)
+    return masked_mean(torch.where(foreground, gaps.abs().sum(dim=-1), 0), signals.valid)
 
 
 def map_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], energy: float) -> Tensor:

@@ -40,20 +40,15 @@ def box_loss(deltas: Tensor, signals: TeacherSignals) -> Tensor:
     assert signals.deltas is not None and signals.logits is not None
     classes = signals.logits[..., :-1].argmax(dim=-1)
     foreground = signals.valid & (signals.logits.argmax(dim=-1) < signals.logits.shape[-1] - 1)
-    student = unit_variance(of_class(deltas, classes))
-    teacher = unit_variance(of_class(signals.deltas, classes))
+    student, teacher = deltas_of_class(deltas, classes), deltas_of_class(signals.deltas, classes)
     return masked_mean(smooth_l1_loss(student, teacher, reduction="none").sum(dim=-1), foreground)
 
 
-def of_class(deltas: Tensor, classes: Tensor) -> Tensor:
-    """The deltas of one class each: [B, N, K, 4] and int64 [B, N] -> float32 [B, N, 4]."""
+def deltas_of_class(deltas: Tensor, classes: Tensor) -> Tensor:
+    """Deltas of one class each, times the coder weights: [B, N, K, 4] and int64 [B, N] -> float32 [B, N, 4]."""
     index = classes[..., None, None].expand(*classes.shape, 1, 4)
-    return deltas.float().gather(2, index).squeeze(2)
-
-
-def unit_variance(deltas: Tensor) -> Tensor:
-    """Deltas [..., 4] times the usual coder weights, with which they have unit variance (Ren et al., 2015)."""
-    return torch.cat([deltas[..., :2] * 10, deltas[..., 2:] * 5], dim=-1)  # no constant to copy to a GPU
+    own = deltas.float().gather(2, index).squeeze(2)
+    return torch.cat([own[..., :2] * 10, own[..., 2:] * 5], dim=-1)  # no constant to copy to a GPU
 
 
 def standardised(features: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from graphkd.detectors.detectron2_names import Fit, detectron2_name, fit, to_detectron2
+from graphkd.detectors import DetectorModule
+from graphkd.detectors.detectron2_names import Fit, as_detectron2, detectron2_name, fit
 from graphkd.distill import TrainingStep
 from graphkd.errors import CheckpointError
 from graphkd.methods import MethodConfig
@@ -72,17 +73,18 @@ def export_weights(folder: Path, path: Path) -> int:
     config = run_config(folder)
     num_classes = config.data.num_classes or PackedDataset(config.data.train, config.data.storage).num_classes
     detector = trained_detector(config, num_classes, run_checkpoint(folder), torch.device("cpu"))
-    tensors: dict[str, Tensor] = {}
-    for name, values in detector.state_dict().items():
-        bare = name.removeprefix(MODEL_PREFIX)
-        if config.detector.framework == "detectron2":
-            tensors[bare] = values
-            continue
-        theirs = detectron2_name(bare)
-        if theirs is None:
-            raise CheckpointError(f"{name} has no place in a model of detectron2's; only ResNets in Faster R-CNN have")
-        tensors[theirs] = to_detectron2(theirs, values).contiguous()
+    tensors = _detectron2_tensors(detector)
     buffer = io.BytesIO()
     torch.save({"model": tensors, "__author__": "graphkd"}, buffer)
     write_atomic(path, buffer.getvalue())
     return len(tensors)
+
+
+def _detectron2_tensors(detector: DetectorModule) -> dict[str, Tensor]:
+    own = detector.state_dict()
+    if detector.spec.framework == "detectron2":
+        return {name.removeprefix(MODEL_PREFIX): values for name, values in own.items()}
+    for name in own:
+        if detectron2_name(name.removeprefix(MODEL_PREFIX)) is None:
+            raise CheckpointError(f"{name} has no place in a model of detectron2's; only ResNets in Faster R-CNN have")
+    return {name: values.contiguous() for name, values in as_detectron2(own, MODEL_PREFIX).items()}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from graphkd.detectors import DetectorConfig, DetectorModule, build_detector
-from graphkd.detectors.detectron2_names import detectron2_name, fit, to_detectron2
+from graphkd.detectors.detectron2_names import as_detectron2, fit, in_framework
 from graphkd.errors import ConfigError
 from graphkd.inheriting import inherit
 from graphkd.methods import MethodConfig
@@ -43,12 +43,6 @@ def varied(detector: DetectorModule) -> DetectorModule:
     return detector
 
 
-def renamed(detector: DetectorModule) -> dict[str, torch.Tensor]:
-    tensors = {name.removeprefix("model."): values for name, values in detector.state_dict().items()}
-    names = {name: detectron2_name(name) for name in tensors}
-    return {theirs: to_detectron2(theirs, tensors[name]) for name, theirs in names.items() if theirs is not None}
-
-
 def shared(one: Detections, other: Detections) -> int:
     """How many detections both have, in whatever order ties are: class, and corners within .01 px."""
     apart = (one.boxes[:, None] - other.boxes).abs().amax(dim=-1) + 1e3 * (one.classes[:, None] != other.classes)
@@ -58,7 +52,7 @@ def shared(one: Detections, other: Detections) -> int:
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
 def test_weights_go_to_detectron2s_names_and_back(backbone: str) -> None:
     ours = varied(built("torchvision", backbone))
-    found = fit(ours.state_dict(), renamed(ours), same_framework=False)
+    found = fit(ours.state_dict(), as_detectron2(ours.state_dict()), same_framework=False)
     assert not found.missing and not found.misshapen and not found.unused
     for name, values in ours.state_dict().items():
         expected = values.clone()
@@ -69,7 +63,7 @@ def test_weights_go_to_detectron2s_names_and_back(backbone: str) -> None:
 
 def test_what_does_not_fit_is_named() -> None:
     ours, other = built("torchvision", "resnet18"), built("torchvision", "resnet18", head_width=32)
-    theirs = renamed(ours)
+    theirs = as_detectron2(ours.state_dict())
     del theirs["backbone.fpn_lateral2.weight"]
     theirs["head.of.another"] = torch.zeros(1)
     found = fit(other.state_dict(), theirs, same_framework=False)
@@ -81,7 +75,7 @@ def test_what_does_not_fit_is_named() -> None:
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
 def test_both_frameworks_see_the_same(backbone: str) -> None:
     ours, theirs = varied(built("torchvision", backbone)), built("detectron2", backbone)
-    loaded = theirs.load_state_dict({f"model.{name}": values for name, values in renamed(ours).items()})
+    loaded = theirs.load_state_dict(in_framework("detectron2", (), ours.state_dict()))
     assert not loaded.missing_keys
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (2, 3, *CANVAS), generator=generator, dtype=torch.uint8)
@@ -137,7 +131,7 @@ def test_detectron2s_own_configs_can_name_a_backbone_of_timm() -> None:
 @pytest.mark.detectron2
 def test_both_frameworks_sample_the_same_regions_of_a_page() -> None:
     ours, theirs = varied(built("torchvision", "resnet18")), built("detectron2", "resnet18")
-    theirs.load_state_dict({f"model.{name}": values for name, values in renamed(ours).items()})
+    theirs.load_state_dict(in_framework("detectron2", (), ours.state_dict()))
     images = torch.randint(0, 256, (1, 3, *CANVAS), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     goal = Targets(boxes=[torch.tensor([[10.0, 10, 60, 30]])], classes=[torch.tensor([3])], seeds=[11])
     losses = [
