@@ -34,9 +34,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def use_two_threads() -> None:
+    """Unless OMP_NUM_THREADS says otherwise; sums depend on it to the last bit."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Fixtures of modules and sessions are set up before those of a test, on what the test before has left."""
+    use_two_threads()
+
+
 @pytest.fixture(autouse=True)
 def _two_threads() -> None:
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    use_two_threads()  # a module's fixture may have set another number
 
 
 def draw_regions(index: int, width: int, height: int) -> tuple[Image.Image, list[tuple[int, list[float]]]]:
