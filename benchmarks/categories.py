@@ -16,9 +16,9 @@ from graphkd.method import text_score
 from graphkd.nodes import live_signals
 from graphkd.signals import TeacherSignals
 from pipeline.config import RunConfig, load_config
-from pipeline.data.batches import FiniteBatches
-from pipeline.data.dataset import PackedDataset
-from pipeline.data.loader import PageItems, page_loader
+from pipeline.data.format.dataset import PackedDataset
+from pipeline.data.loading.batches import FiniteBatches
+from pipeline.data.loading.loader import PageItems, page_loader
 from pipeline.teacher.identity import open_teacher
 from pipeline.teacher.statistics import labelled_nodes, read_statistics
 

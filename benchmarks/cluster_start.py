@@ -2,7 +2,7 @@
 
     python -m benchmarks.cluster_start --out runs/benchmark-start
 
-As root, on a real Slurm of two nodes that is started on this machine (tests/cluster/slurm_here.py). Both arms train the
+As root, on a real Slurm of two nodes that is started on this machine (tests/support/slurm.py). Both arms train the
 quickstart's student on one node from the same pages, in turns; the job's start is the one that Slurm wrote down, to the
 second. Ends with one JSON line.
 """
@@ -25,9 +25,9 @@ import yaml
 
 from benchmarks.common import finish, said_by
 from benchmarks.training_runs import config_file
-from cluster.ray_node import UP
-from tests.cluster.slurm_here import SlurmHere, _free_ports, missing
-from tests.killing import end_all
+from cluster.slurm.ray_node import UP
+from tests.support.processes import end_all
+from tests.support.slurm import SlurmHere, _free_ports, missing
 
 ADDRESS = "127.0.0.2"
 STEPS = 3

@@ -23,15 +23,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import finish, interleaved, ratio
 from benchmarks.step_cost import run_config, step_work
+from pipeline.cache.build import build_cache, local_builders
+from pipeline.cache.builder import CacheBuilder
 from pipeline.config import RunConfig
-from pipeline.data.dataset import PackedDataset
-from pipeline.data.loader import PageItems, collate
-from pipeline.data.order import SampleRef
-from pipeline.data.pack import pack
+from pipeline.data.format.dataset import PackedDataset
+from pipeline.data.loading.loader import PageItems, collate
+from pipeline.data.loading.order import SampleRef
+from pipeline.data.prepare.pack import pack
 from pipeline.runs.metrics import read_metrics
 from pipeline.synth import write_pages
-from pipeline.teacher.cache_build import build_cache, local_builders
-from pipeline.teacher.cache_shards import CacheBuilder
 from pipeline.train.run import train_run
 
 ARMS: dict[str, dict[str, Any]] = {

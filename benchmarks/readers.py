@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.data.views import View, boxes_to_canvas, decode, lay_out, place
+from pipeline.data.loading.augmentation import View, boxes_to_canvas, decode, lay_out, place
 
 CANVAS, EDGE = (832, 640), 576
 VIEW = View(EDGE)
@@ -54,11 +54,11 @@ def stacked(pages: list[Page]) -> Any:
 
 def ours(folder: Path, workers: int, batch: int) -> Iterator[Any]:
     """The training loader as one rank of one."""
-    from pipeline.data.batches import StepBatches
-    from pipeline.data.dataset import PackedDataset
-    from pipeline.data.loader import PageItems, page_loader
-    from pipeline.data.order import CanonicalOrder
-    from pipeline.data.views import ViewConfig
+    from pipeline.data.format.dataset import PackedDataset
+    from pipeline.data.loading.augmentation import ViewConfig
+    from pipeline.data.loading.batches import StepBatches
+    from pipeline.data.loading.loader import PageItems, page_loader
+    from pipeline.data.loading.order import CanonicalOrder
 
     dataset = PackedDataset(folder / "packed")
     order = CanonicalOrder(dataset.shard_sizes, 0, batch)
@@ -113,7 +113,7 @@ def limit(folder: Path, workers: int, batch: int) -> Iterator[Any]:
     """No library: each process reads and lays out a share of the pages in a bare loop; one item a page."""
     from multiprocessing import get_context
 
-    from pipeline.data.dataset import PackedDataset
+    from pipeline.data.format.dataset import PackedDataset
 
     count = len(PackedDataset(folder / "packed"))
     context = get_context("spawn")
@@ -131,7 +131,7 @@ def limit(folder: Path, workers: int, batch: int) -> Iterator[Any]:
 
 
 def _bare_loop(folder: Path, samples: range, batch: int, done: Any) -> None:
-    from pipeline.data.dataset import PackedDataset
+    from pipeline.data.format.dataset import PackedDataset
 
     dataset = PackedDataset(folder / "packed")
     records = [dataset.record(sample) for sample in samples]

@@ -26,9 +26,9 @@ LINKS = 50_000  # names that one file may have
 
 def make_shards(out: Path, count: int) -> Path:
     """A dataset of ``count`` shards, all of them the same four pages."""
-    from pipeline.data.format import DatasetJson, index_path, read_dataset_json
-    from pipeline.data.pack import pack
-    from pipeline.files import write_json
+    from pipeline.core.files import write_json
+    from pipeline.data.format.schema import DatasetJson, index_path, read_dataset_json
+    from pipeline.data.prepare.pack import pack
     from pipeline.synth import write_pages
 
     many = out / "many"
@@ -55,11 +55,11 @@ def make_shards(out: Path, count: int) -> Path:
 
 def first_batch(folder: Path, step: int, workers: int) -> dict[str, float]:
     """Seconds from opening the dataset to the batch of ``step``, and of what comes before."""
-    from pipeline.data.batches import StepBatches
-    from pipeline.data.dataset import PackedDataset
-    from pipeline.data.loader import PageItems, page_loader
-    from pipeline.data.order import CanonicalOrder
-    from pipeline.data.views import ViewConfig
+    from pipeline.data.format.dataset import PackedDataset
+    from pipeline.data.loading.augmentation import ViewConfig
+    from pipeline.data.loading.batches import StepBatches
+    from pipeline.data.loading.loader import PageItems, page_loader
+    from pipeline.data.loading.order import CanonicalOrder
 
     begin = time.perf_counter()
     dataset = PackedDataset(folder)
@@ -75,7 +75,7 @@ def first_batch(folder: Path, step: int, workers: int) -> dict[str, float]:
 
 def order_cost(samples: int, ranks: int) -> float:
     """Seconds to lay out an epoch of ``samples`` in shards of 256 and give each of ``ranks`` its part of one batch."""
-    from pipeline.data.order import CanonicalOrder, batch_positions
+    from pipeline.data.loading.order import CanonicalOrder, batch_positions
 
     begin = time.perf_counter()
     order = CanonicalOrder((256,) * (samples // 256), 0, 8 * ranks)

@@ -20,18 +20,18 @@ from typing import Any
 import torch
 
 from benchmarks.common import finish, interleaved, ratio
+from graphkd.batch import PageBatch, RegionPredictions
 from graphkd.method import GraphConfig, LossWeights, TeacherStatistics, build_graph, graphkd_loss
-from graphkd.pages import PageBatch, RegionPredictions
 from graphkd.signals import TeacherSignals
+from pipeline.cache.build import build_cache, local_builders
 from pipeline.config import RunConfig, resolve
-from pipeline.data.dataset import PackedDataset
-from pipeline.data.loader import PageItems, collate
-from pipeline.data.order import SampleRef
-from pipeline.data.pack import pack
+from pipeline.data.format.dataset import PackedDataset
+from pipeline.data.loading.loader import PageItems, collate
+from pipeline.data.loading.order import SampleRef
+from pipeline.data.prepare.pack import pack
 from pipeline.synth import write_pages
-from pipeline.teacher.cache_build import build_cache, local_builders
-from pipeline.train.building import build_step, signal_source
-from pipeline.train.compute import arrange, autocast
+from pipeline.train.builders import build_step, signal_source
+from pipeline.train.precision import arrange, autocast
 from pipeline.train.run import train_run
 
 CHANNELS, SIDE, CLASSES = 256, 7, 11

@@ -30,7 +30,7 @@ WORKERS = (1, 2)
 
 def make_pages(out: Path, count: int) -> None:
     """Draw ``count`` pages of 800 x 1100 px as JPEG and pack them in shards of 64."""
-    from pipeline.data.pack import pack
+    from pipeline.data.prepare.pack import pack
     from pipeline.synth import write_pages
 
     if (out / "packed" / "dataset.json").exists():

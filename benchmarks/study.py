@@ -142,7 +142,7 @@ def train_student(run: Run) -> dict[str, Any]:
 
 def make_synthetic(out: Path) -> Path:
     """640 training and 192 held-out synthetic pages."""
-    from pipeline.data.pack import pack
+    from pipeline.data.prepare.pack import pack
     from pipeline.synth import write_pages
 
     data = out / "data"
@@ -166,8 +166,8 @@ def make_teacher(out: Path, data: Path, pages: str, jobs: int) -> dict[str, Any]
     """Train the teacher of these pages and build its cache; real pages start from the synthetic teacher."""
     import torch
 
+    from pipeline.cache.build import build_cache, local_builders
     from pipeline.config import load_config
-    from pipeline.teacher.cache_build import build_cache, local_builders
 
     folder = teacher_folder(out, pages)
     start = None if pages == "synthetic" else teacher_folder(out, "synthetic")

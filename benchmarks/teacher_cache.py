@@ -28,18 +28,18 @@ import torch
 from benchmarks.common import finish, interleaved, ratio
 from benchmarks.step_cost import run_config, step_work
 from graphkd.nodes import live_signals
+from pipeline.cache.build import build_cache, local_builders
+from pipeline.cache.builder import CacheBuilder
+from pipeline.cache.format import NodeStore, cache_index_name, cache_shard_name
+from pipeline.cache.quantize import BYTES, Precision
+from pipeline.cache.reader import CachedTeacher
 from pipeline.config import RunConfig
-from pipeline.data.dataset import PackedDataset
-from pipeline.data.loader import PageItems, collate
-from pipeline.data.order import SampleRef
-from pipeline.data.pack import pack
+from pipeline.data.format.dataset import PackedDataset
+from pipeline.data.loading.loader import PageItems, collate
+from pipeline.data.loading.order import SampleRef
+from pipeline.data.prepare.pack import pack
 from pipeline.synth import write_pages
-from pipeline.teacher.cache_build import build_cache, local_builders
-from pipeline.teacher.cache_format import NodeStore, cache_index_name, cache_shard_name
-from pipeline.teacher.cache_read import CachedTeacher
-from pipeline.teacher.cache_shards import CacheBuilder
 from pipeline.teacher.identity import cache_identity, open_teacher
-from pipeline.teacher.precision import BYTES, Precision
 from pipeline.train.run import train_run
 
 NODES, CHANNELS, SIDE, BATCH = 64, 256, 7, 8

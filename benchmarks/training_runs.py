@@ -31,7 +31,7 @@ CADENCE = 1000  # run.checkpoint_every by default
 
 
 def make_pages(out: Path) -> Path:
-    from pipeline.data.pack import pack
+    from pipeline.data.prepare.pack import pack
     from pipeline.synth import write_pages
 
     packed = out / "data"
@@ -132,7 +132,7 @@ def marking_worker(given: dict[str, Any]) -> None:
     """A Ray training worker that writes down when it begins, and the first time is killed in a step."""
     import torch
 
-    from pipeline.train import engine_ray
+    from pipeline.train.engines import ray as ray_engine
 
     marks = Path(given["marks"])
     with marks.open("a") as file:
@@ -154,7 +154,7 @@ def marking_worker(given: dict[str, Any]) -> None:
         return done
 
     torch.optim.AdamW.step = marked  # type: ignore[method-assign]
-    engine_ray._worker({name: value for name, value in given.items() if name != "marks"})
+    ray_engine._worker({name: value for name, value in given.items() if name != "marks"})
 
 
 def recovery(out: Path, pairs: int, steps: int) -> dict[str, Any]:

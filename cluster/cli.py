@@ -47,9 +47,9 @@ def submit_slurm(
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
 ) -> None:
     """Submit a run to Slurm and return at once."""
-    from cluster.planning import cache_job, training_job
     from cluster.site import load_site
-    from cluster.slurm import script
+    from cluster.slurm.plan import cache_job, training_job
+    from cluster.slurm.submit import script
 
     where = load_site(site)
     words = tuple(after or ())
@@ -73,9 +73,9 @@ def submit_pipeline(
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
 ) -> None:
     """Submit teacher, cache and students as jobs that wait for each other."""
-    from cluster.planning import cache_job, training_job
     from cluster.site import load_site
-    from cluster.slurm import Submission, script, submit
+    from cluster.slurm.plan import cache_job, training_job
+    from cluster.slurm.submit import Submission, script, submit
 
     where = load_site(site)
     first = training_job(teacher, [], where, nodes=nodes)
@@ -103,7 +103,7 @@ def submit_to_ray(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay, show its log, and end as it ends.")] = True,
 ) -> None:
     """Submit a run to a Ray cluster that is there, by its job API."""
-    from cluster.ray_job import submit_ray
+    from cluster.ray.jobs import submit_ray
 
     record, ended = submit_ray(
         config, overrides or [], address, directory or Path.cwd(), lambda piece: typer.echo(piece, nl=False), wait
@@ -114,7 +114,7 @@ def submit_to_ray(
 
 
 def _submitted(job: Any, as_json: bool) -> None:
-    from cluster.slurm import submit
+    from cluster.slurm.submit import submit
 
     _say([(job, submit(job))], as_json)
 
@@ -139,7 +139,7 @@ def doctor(
     ),
 ) -> None:
     """Look at a site with a short job: folders, ports, GPUs, network, all-reduce; one line for each fault."""
-    from cluster.doctor import examine
+    from cluster.doctor.examine import examine
     from cluster.site import load_site
 
     findings = examine(load_site(site), nodes, folder, lambda line: typer.echo(line, err=True))
@@ -175,7 +175,7 @@ def logs(
     from cluster.jobs import LIVING, log_files, state_of
 
     if _newest(run).scheduler == "ray":
-        from cluster.ray_job import logs as ray_logs
+        from cluster.ray.jobs import logs as ray_logs
 
         typer.echo(ray_logs(_newest(run)))
         return
@@ -204,7 +204,7 @@ def cancel(run: RunFolder) -> None:
 def resume(run: RunFolder) -> None:
     """Submit a run's newest job again; it goes on from the run's newest whole checkpoint."""
     from cluster.jobs import LIVING, state_of
-    from cluster.planning import again
+    from cluster.slurm.plan import again
     from graphkd.errors import UserError
 
     record = _newest(run)

@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from cluster.lives import LIVES_FILE
+from cluster.slurm.restart_budget import LIVES_FILE
 from graphkd.errors import UserError
-from pipeline.files import append_line
-from pipeline.runs.lines import read_lines
+from pipeline.core.files import append_line
+from pipeline.core.jsonl import read_lines
 
 JOBS_FILE = "jobs.jsonl"
 LIVING = ("PENDING", "RUNNING", "REQUEUED", "COMPLETING", "CONFIGURING", "SUSPENDED")
@@ -65,7 +65,7 @@ def state_of(folder: Path, record: JobRecord) -> str:
 
 
 def _ray_state(record: JobRecord) -> str:
-    from cluster.ray_job import status
+    from cluster.ray.jobs import status
 
     return status(record)
 
@@ -88,7 +88,7 @@ def slurm_state(job: str) -> str:
 def cancel(record: JobRecord) -> None:
     """End a job; it is not queued again."""
     if record.scheduler == "ray":
-        from cluster.ray_job import stop
+        from cluster.ray.jobs import stop
 
         stop(record)
         return

@@ -10,13 +10,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from graphkd.batch import Features, PageBatch, RegionPredictions
 from graphkd.detectors import DetectorModule
 from graphkd.errors import CacheError
 from graphkd.method import TeacherStatistics, build_graph, dsig_loss, graphkd_loss, pkd_loss
-from graphkd.method.comparators import map_loss
-from graphkd.methods import MethodConfig
+from graphkd.method.baselines import map_loss
+from graphkd.method.config import MethodConfig
 from graphkd.nodes import TeacherPass
-from graphkd.pages import Features, PageBatch, RegionPredictions
 from graphkd.signals import TeacherSignals, two_points
 
 

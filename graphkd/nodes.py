@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torchvision.ops import nms
 
+from graphkd.batch import Features, PageBatch, Proposals, RegionPredictions, Targets
 from graphkd.detectors.protocol import Detector
-from graphkd.pages import Features, PageBatch, Proposals, RegionPredictions, Targets
 from graphkd.signals import TeacherSignals
 
 

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from graphkd.errors import OutputError
+from pipeline.cache.build import build_cache, local_builders
 from pipeline.config import RunConfig, load_config
-from pipeline.data.pack import pack
-from pipeline.files import claim_folder, write_json
-from pipeline.ray_session import ray_session
+from pipeline.core.files import claim_folder, write_json
+from pipeline.core.progress import Stage, phased
+from pipeline.core.ray_session import ray_session
+from pipeline.data.prepare.pack import pack
 from pipeline.report.compose import report_runs
 from pipeline.report.runs import load_run
-from pipeline.stages import Stage, phased
 from pipeline.synth import write_pages
-from pipeline.teacher.cache_build import build_cache, local_builders
 from pipeline.train.run import evaluate_run, train_run
 
 MARKER = "quickstart.json"

@@ -97,7 +97,7 @@ def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def dataset_folder(coco_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Those ten pages packed into shards of four."""
-    from pipeline.data.pack import pack
+    from pipeline.data.prepare.pack import pack
 
     out = tmp_path_factory.mktemp("data") / "packed"
     pack(coco_folder / "annotations.json", coco_folder / "images", out, samples_per_shard=4)

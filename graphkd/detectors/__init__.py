@@ -8,9 +8,9 @@ from torch import Tensor
 
 from graphkd.detectors.backbones import build_backbone
 from graphkd.detectors.config import DetectorConfig
-from graphkd.detectors.faster_rcnn import FasterRCNNDetector
 from graphkd.detectors.protocol import Detector, DetectorModule, DetectorSpec
-from graphkd.detectors.retinanet import RetinaNetDetector
+from graphkd.detectors.torchvision.faster_rcnn import FasterRCNNDetector
+from graphkd.detectors.torchvision.retinanet import RetinaNetDetector
 from graphkd.errors import ConfigError
 
 __all__ = ["INSTALL", "Detector", "DetectorConfig", "DetectorModule", "DetectorSpec", "build_detector"]
@@ -40,9 +40,9 @@ def _build_detectron2(
     config: DetectorConfig, num_classes: int, canvas: tuple[int, int], weights: Mapping[str, Tensor] | None
 ) -> DetectorModule:
     try:
-        from graphkd.detectors.detectron2_model import build_pyramid
-        from graphkd.detectors.detectron2_rcnn import Detectron2FasterRCNN
-        from graphkd.detectors.detectron2_retinanet import Detectron2RetinaNet
+        from graphkd.detectors.detectron2.model import build_pyramid
+        from graphkd.detectors.detectron2.rcnn import Detectron2FasterRCNN
+        from graphkd.detectors.detectron2.retinanet import Detectron2RetinaNet
     except ImportError as error:
         raise ConfigError(f"detector.framework is detectron2, which cannot be imported ({error}); {INSTALL}") from error
     kind = Detectron2RetinaNet if config.architecture == "retinanet" else Detectron2FasterRCNN

@@ -7,8 +7,8 @@ from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from graphkd.batch import Detections, Features, Proposals, RegionPredictions, Targets
 from graphkd.detectors.config import Framework
-from graphkd.pages import Detections, Features, Proposals, RegionPredictions, Targets
 
 Activation = Literal["softmax", "sigmoid"]
 

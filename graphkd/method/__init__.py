@@ -7,7 +7,7 @@ is made here and why. Legend: ``B`` pages, ``N`` nodes a page (padded), ``C`` ch
 """
 
 from graphkd.method.adjacency import adjacency
-from graphkd.method.comparators import DsigWeights, PkdWeights, dsig_loss, pkd_loss
+from graphkd.method.baselines import DsigWeights, PkdWeights, dsig_loss, pkd_loss
 from graphkd.method.edges import CovarianceAccumulator, cosine_lengths, edge_lengths, whitening
 from graphkd.method.graph import GraphConfig, StructuredGraph, build_graph, node_lengths
 from graphkd.method.losses import LossWeights, graphkd_loss

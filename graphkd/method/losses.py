@@ -12,11 +12,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from graphkd.batch import RegionPredictions
 from graphkd.method.edges import descriptors
 from graphkd.method.graph import StructuredGraph, node_lengths
+from graphkd.method.loss_terms import box_loss, logit_loss, masked_mean, require_same_nodes, standardised
 from graphkd.method.statistics import TeacherStatistics
-from graphkd.method.terms import box_loss, logit_loss, masked_mean, require_same_nodes, standardised
-from graphkd.pages import RegionPredictions
 from graphkd.signals import TeacherSignals
 
 NodeMetric = Literal["scaled", "mse", "pearson"]

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pipeline.cli.console import out, print_json, progress_bar
 from pipeline.cli.train import ConfigFile, Engine, Overrides, configured
-from pipeline.stages import phased
+from pipeline.core.progress import phased
 
 commands = typer.Typer(help="Precompute what a teacher says, once for many students.", no_args_is_help=True)
 
@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def _student(config: Path, overrides: list[str] | None, engine: str | None = None) -> Any:
     """The config of a student that has a teacher."""
-    from pipeline.teacher.cache_build import require_teacher
+    from pipeline.cache.build import require_teacher
 
     settings = configured(config, overrides, engine)
     require_teacher(settings)
@@ -43,8 +43,8 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what a cache will cost before it is built; exit code 1 where it will not fit."""
-    from pipeline.runs.world import pick_device
-    from pipeline.teacher.cache_plan import plan_cache
+    from pipeline.cache.plan import plan_cache
+    from pipeline.core.distributed import pick_device
 
     settings = _student(config, overrides)
     found = plan_cache(settings, pick_device(settings.engine.device, 0), workers, gpus, rate, pages)
@@ -99,9 +99,9 @@ def build(
 
 def build_with_progress(settings: Any, workers: int = 0) -> Any:
     """Build under a progress bar for statistics, then one for features."""
-    from pipeline.runs.world import pick_device
-    from pipeline.teacher.cache_build import build_cache, local_builders
-    from pipeline.teacher.cache_ray import ray_builders
+    from pipeline.cache.build import build_cache, local_builders
+    from pipeline.cache.ray_builders import ray_builders
+    from pipeline.core.distributed import pick_device
 
     device, on_ray = pick_device(settings.engine.device, 0), settings.engine.name == "ray"
     builders = ray_builders(settings, workers) if on_ray else local_builders(settings, device)
@@ -118,8 +118,8 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check every byte of a student's cache and some pages against the live teacher. Exit code 1 where one differs."""
-    from pipeline.runs.world import pick_device
-    from pipeline.teacher.cache_verify import verify_cache
+    from pipeline.cache.verify import verify_cache
+    from pipeline.core.distributed import pick_device
 
     settings = _student(config, overrides)
     with phased(progress_bar, "verifying", "") as update:
@@ -149,8 +149,8 @@ def _show_verdict(found: Any) -> None:
 @commands.command()
 def info(location: Annotated[str, typer.Argument(help="Cache folder or URL.")], as_json: AsJson = False) -> None:
     """Say what a cache was made from, how large it is, and what the teacher's statistics are."""
-    from pipeline.data.stores import open_store
-    from pipeline.teacher.cache_format import read_cache_json
+    from pipeline.cache.format import read_cache_json
+    from pipeline.data.storage.open import open_store
     from pipeline.teacher.statistics import read_statistics
 
     description, statistics = read_cache_json(open_store(location)), read_statistics(location)

@@ -29,8 +29,8 @@ def import_config(
     import yaml
     from rich.table import Table
 
-    from pipeline.config.detectron2_import import import_detectron2, require_valid
-    from pipeline.files import write_atomic
+    from pipeline.core.files import write_atomic
+    from pipeline.detectron2.config_import import import_detectron2, require_valid
 
     imported = import_detectron2(file, name, framework)
     require_valid(imported)

@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.stages import Update
+from pipeline.core.progress import Update
 
 out = Console()
 err = Console(stderr=True)

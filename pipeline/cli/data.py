@@ -62,7 +62,7 @@ def pack(
     as_json: AsJson = False,
 ) -> None:
     """Pack COCO-annotated pages into webdataset tars."""
-    from pipeline.data.pack import pack as pack_pages
+    from pipeline.data.prepare.pack import pack as pack_pages
 
     with counted("packing pages") as update:
         dataset = pack_pages(
@@ -94,7 +94,7 @@ def index(
     ray: OnRay = False,
 ) -> None:
     """Index tars where they lie: made elsewhere, or replaced since they were packed."""
-    from pipeline.data.adopt import index_dataset
+    from pipeline.data.prepare.index_external import index_dataset
 
     with counted("indexing", "shards") as update:
         found = index_dataset(
@@ -116,7 +116,7 @@ def _say_what_is_there(dataset: Any, folder: Path) -> None:
 @commands.command()
 def info(dataset: Annotated[str, typer.Argument(help="Dataset folder or URL.")], as_json: AsJson = False) -> None:
     """Say what a dataset holds: classes, shards, pages, regions, identity."""
-    from pipeline.data.describe import describe
+    from pipeline.data.prepare.summary import describe
 
     content = describe(dataset)
     if as_json:
@@ -141,7 +141,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check every byte, image and annotation, and list what is wrong. Exit code 1 where something is (and stays)."""
-    from pipeline.data.verify import verify as verify_dataset
+    from pipeline.data.prepare.verify import verify as verify_dataset
 
     with counted("verifying", "shards") as update:
         problems = verify_dataset(
@@ -169,7 +169,7 @@ def convert_page(
     out_file: Annotated[Path, typer.Option("--out", help="COCO file to write.")],
 ) -> None:
     """Convert PAGE XML (as PRImA publishes it) to a COCO annotation file."""
-    from pipeline.data.page_xml import convert_page_folder
+    from pipeline.data.prepare.page_xml import convert_page_folder
 
     coco = convert_page_folder(xml, images, out_file)
     out.print(f"{len(coco['images'])} pages, {len(coco['annotations'])} regions: {out_file}")

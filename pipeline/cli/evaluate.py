@@ -50,7 +50,7 @@ def evaluate(
 
 
 def _follow(settings: Any) -> None:
-    from pipeline.train.following import follow
+    from pipeline.train.watch import follow
 
     _require_pages(settings)
     follow(settings, lambda line: err.print(f"step {line['step']}: AP {percent(line['ap'])}"))
@@ -64,7 +64,7 @@ def _require_pages(settings: Any) -> None:
 
 
 def _evaluate_run(settings: Any, checkpoint: Path | None) -> tuple[dict[str, Any], str]:
-    from pipeline.runs.trained import checkpoint_at
+    from pipeline.models import checkpoint_at
     from pipeline.train.run import evaluate_run
 
     _require_pages(settings)

@@ -30,7 +30,7 @@ def import_weights(
     """Make a finished run of a checkpoint, and say which of its tensors fitted."""
     from graphkd.errors import ConfigError
     from pipeline.config import load_config
-    from pipeline.runs.exchange import import_weights as take
+    from pipeline.detectron2.weights import import_weights as take
 
     if part not in PARTS:
         raise ConfigError(f"--part {part} is none of {', '.join(PARTS)}")
@@ -60,6 +60,6 @@ def export_weights(
     file: Annotated[Path, typer.Argument(help="The .pth to write.")],
 ) -> None:
     """Write a run's detector as detectron2 names and lays out its own."""
-    from pipeline.runs.exchange import export_weights as write
+    from pipeline.detectron2.weights import export_weights as write
 
     out.print(f"{write(run, file)} tensors in {file}")

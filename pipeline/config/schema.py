@@ -9,11 +9,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from graphkd.detectors.config import DetectorConfig
 from graphkd.errors import ConfigError
-from graphkd.methods import MethodConfig
+from graphkd.method.config import MethodConfig
 from graphkd.nodes import NodePolicy
-from pipeline.data.order import require_pages_for_all
-from pipeline.data.storage import StorageConfig
-from pipeline.data.views import ViewConfig
+from pipeline.data.loading.augmentation import ViewConfig
+from pipeline.data.loading.order import require_pages_for_all
+from pipeline.data.storage.base import StorageConfig
 
 # A URL must not go through Path, which takes one of its slashes.
 Location = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from graphkd.errors import DataError
-from pipeline.data.coco import load_coco
+from pipeline.data.prepare.coco import load_coco
 
 METRICS = (
     "ap",

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from graphkd.errors import UserError
 from pipeline.config import RunConfig
-from pipeline.data.dataset import PackedDataset
+from pipeline.data.format.dataset import PackedDataset
+from pipeline.models import run_config
 from pipeline.report.graph import GraphPicture
 from pipeline.report.html import write_report
 from pipeline.report.runs import RunSummary
 from pipeline.report.teacher_graph import teacher_graph
-from pipeline.runs.trained import run_config
 
 logger = logging.getLogger(__name__)
 

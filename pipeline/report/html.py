@@ -15,8 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
 from graphkd.errors import DataError
-from pipeline.data.dataset import PackedDataset, Record
-from pipeline.files import write_atomic
+from pipeline.core.files import write_atomic
+from pipeline.data.format.dataset import PackedDataset, Record
 from pipeline.report.curves import class_bars, class_names, loss_curves
 from pipeline.report.facts import ap, commands, compare, details, differences, headline, role
 from pipeline.report.graph import GraphPicture

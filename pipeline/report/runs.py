@@ -13,7 +13,7 @@ import yaml
 
 from graphkd.errors import DataError
 from pipeline.runs.evaluations import read_evaluations
-from pipeline.runs.starts import Start, read_starts
+from pipeline.runs.start_history import Start, read_starts
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pipeline.report.facts import MISSING
 from pipeline.report.runs import RunSummary
 from pipeline.report.tables import duration
-from pipeline.runs.starts import FINISHED, Start
+from pipeline.runs.start_history import FINISHED, Start
 
 
 @dataclass(frozen=True, slots=True)

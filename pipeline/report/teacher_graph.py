@@ -7,9 +7,9 @@ import torch
 from graphkd.method import adjacency, build_graph
 from graphkd.nodes import live_signals
 from pipeline.config import RunConfig
-from pipeline.data.dataset import PackedDataset
-from pipeline.data.loader import PageItems, collate
-from pipeline.data.order import SampleRef
+from pipeline.data.format.dataset import PackedDataset
+from pipeline.data.loading.loader import PageItems, collate
+from pipeline.data.loading.order import SampleRef
 from pipeline.report.graph import GraphPicture, crop_page, graph_picture
 from pipeline.teacher.identity import open_teacher
 from pipeline.teacher.statistics import read_statistics

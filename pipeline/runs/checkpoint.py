@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from graphkd.errors import CheckpointError
-from pipeline.files import sha256_file
+from pipeline.core.files import sha256_file
 
 logger = logging.getLogger(__name__)
 

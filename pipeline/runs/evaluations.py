@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import append_line
-from pipeline.runs.lines import read_lines
+from pipeline.core.files import append_line
+from pipeline.core.jsonl import read_lines
 
 EVALUATIONS_FILE = "evaluations.jsonl"
 Evaluations = list[dict[str, Any]]

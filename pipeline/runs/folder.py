@@ -13,8 +13,8 @@ import yaml
 
 from graphkd.errors import OutputError
 from pipeline.config import RunConfig, load_config
-from pipeline.files import append_line, claim_folder, leftovers, write_atomic
-from pipeline.runs.trained import CONFIG_FILE
+from pipeline.core.files import append_line, claim_folder, leftovers, write_atomic
+from pipeline.models import CONFIG_FILE
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from graphkd.pages import PageBatch
-from pipeline.runs.lines import read_lines
-from pipeline.runs.world import World
+from graphkd.batch import PageBatch
+from pipeline.core.distributed import World
+from pipeline.core.jsonl import read_lines
 
 LEDGER_FOLDER = "ledger"
 WithBatch = TypeVar("WithBatch", bound=tuple[PageBatch, Any])

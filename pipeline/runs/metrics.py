@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.files import append_line
-from pipeline.runs.lines import read_lines
-from pipeline.runs.world import World
+from pipeline.core.distributed import World
+from pipeline.core.files import append_line
+from pipeline.core.jsonl import read_lines
 
 log = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ import torch
 
 from graphkd.detectors import DetectorModule
 from graphkd.errors import CacheError, ConfigError
+from pipeline.cache.format import CACHE_VERSION
 from pipeline.config import RunConfig, TeacherConfig
-from pipeline.data.dataset import PackedDataset
-from pipeline.files import fingerprint
+from pipeline.core.files import fingerprint
+from pipeline.data.format.dataset import PackedDataset
+from pipeline.models import run_checkpoint, run_config, teacher_identity, trained_detector
 from pipeline.runs.checkpoint import Checkpoint
-from pipeline.runs.trained import run_checkpoint, run_config, teacher_identity, trained_detector
-from pipeline.teacher.cache_format import CACHE_VERSION
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

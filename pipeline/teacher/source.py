@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
+from graphkd.batch import PageBatch
 from graphkd.detectors.protocol import Detector
-from graphkd.methods import MethodConfig
+from graphkd.method.config import MethodConfig
 from graphkd.nodes import NodePolicy, TeacherPass, live_signals, teacher_pass
-from graphkd.pages import PageBatch
 from graphkd.signals import TeacherSignals
 
 

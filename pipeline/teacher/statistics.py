@@ -14,18 +14,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from graphkd.batch import PageBatch
 from graphkd.errors import CacheError, DataError
 from graphkd.method import StatisticsAccumulator, TeacherStatistics
 from graphkd.nodes import live_signals
-from graphkd.pages import PageBatch
 from pipeline.config import RunConfig
-from pipeline.data.batches import FiniteBatches
-from pipeline.data.dataset import PackedDataset
-from pipeline.data.loader import PageItems, page_loader
-from pipeline.data.local_store import LocalStore
-from pipeline.data.storage import StorageConfig
-from pipeline.data.stores import open_store
-from pipeline.files import write_atomic
+from pipeline.core.files import write_atomic
+from pipeline.data.format.dataset import PackedDataset
+from pipeline.data.loading.batches import FiniteBatches
+from pipeline.data.loading.loader import PageItems, page_loader
+from pipeline.data.storage.base import StorageConfig
+from pipeline.data.storage.local import LocalStore
+from pipeline.data.storage.open import open_store
 from pipeline.teacher.identity import TeacherRun, require_same, statistics_identity
 
 STATISTICS_FILE = "statistics.safetensors"

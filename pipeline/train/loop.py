@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from graphkd.pages import PageBatch
+from graphkd.batch import PageBatch
 from pipeline.config.schema import ComputeConfig, ScheduleConfig
-from pipeline.data.order import sample_seed
+from pipeline.core.distributed import World
+from pipeline.data.loading.order import sample_seed
 from pipeline.runs.metrics import Metrics
-from pipeline.runs.world import World
 from pipeline.teacher.source import SignalSource
-from pipeline.train.compute import WeightAverage, autocast
-from pipeline.train.finite import Terms, spoiled, spoiled_error
-from pipeline.train.optim import learning_rate, set_learning_rate
+from pipeline.train.nonfinite import Terms, spoiled, spoiled_error
+from pipeline.train.precision import WeightAverage, autocast
+from pipeline.train.schedule import learning_rate, set_learning_rate
 
 Item = TypeVar("Item")
 

@@ -8,22 +8,22 @@ from contextlib import nullcontext
 from typing import Any
 
 from graphkd.errors import ConfigError
+from pipeline.cache.reader import CachedTeacher
 from pipeline.config import RunConfig
-from pipeline.data.dataset import PackedDataset
-from pipeline.evaluate.detector import evaluate
-from pipeline.files import write_json
+from pipeline.core.distributed import World, local_world, pick_device
+from pipeline.core.files import write_json
+from pipeline.data.format.dataset import PackedDataset
+from pipeline.evaluate.inference import evaluate
+from pipeline.models import CHECKPOINTS, dataset_classes, run_checkpoint, trained_detector
 from pipeline.runs.checkpoint import Checkpoint, newest_checkpoint
-from pipeline.runs.checkpoint_save import prune
+from pipeline.runs.checkpoint_writer import prune
 from pipeline.runs.evaluations import best_step, out_of_patience, read_evaluations
 from pipeline.runs.folder import make_run_folder, open_run_folder
-from pipeline.runs.starts import only_one
-from pipeline.runs.trained import CHECKPOINTS, dataset_classes, run_checkpoint, trained_detector
-from pipeline.runs.world import World, local_world, pick_device
-from pipeline.teacher.cache_read import CachedTeacher
+from pipeline.runs.start_history import only_one
 from pipeline.teacher.identity import TeacherRun, cache_identity, open_teacher
 from pipeline.teacher.statistics import ensure_statistics
-from pipeline.train.engine_local import run_local
-from pipeline.train.engine_ray import run_ray
+from pipeline.train.engines.local import run_local
+from pipeline.train.engines.ray import run_ray
 from pipeline.train.progress import followed
 
 EVALUATION_FILE = "eval.json"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pipeline.config import RunConfig
-from pipeline.data.dataset import PackedDataset
-from pipeline.data.loader import PageItems, collate
-from pipeline.data.order import SampleRef
-from pipeline.runs.world import World, pick_device
-from pipeline.train.building import build_step, signal_source
+from pipeline.core.distributed import World, pick_device
+from pipeline.data.format.dataset import PackedDataset
+from pipeline.data.loading.loader import PageItems, collate
+from pipeline.data.loading.order import SampleRef
+from pipeline.train.builders import build_step, signal_source
 from pipeline.train.loop import global_mean
-from pipeline.train.optim import build_optimizer
+from pipeline.train.schedule import build_optimizer
 
 
 def smoke(config: RunConfig, steps: int = 10) -> list[float]:

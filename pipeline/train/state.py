@@ -10,8 +10,9 @@ from torch.amp.grad_scaler import GradScaler
 from graphkd.distill import TrainingStep
 from graphkd.errors import CheckpointError
 from pipeline.config import RunConfig
-from pipeline.data.dataset import PackedDataset
-from pipeline.data.state import DataState, read_state
+from pipeline.data.format.dataset import PackedDataset
+from pipeline.data.loading.state import DataState, read_state
+from pipeline.models import CHECKPOINTS
 from pipeline.runs.checkpoint import (
     AVERAGE,
     MODEL,
@@ -21,10 +22,9 @@ from pipeline.runs.checkpoint import (
     restore_module,
     restore_optimizer,
 )
-from pipeline.runs.checkpoint_save import Snapshot, snapshot
+from pipeline.runs.checkpoint_writer import Snapshot, snapshot
 from pipeline.runs.metrics import Metrics
-from pipeline.runs.trained import CHECKPOINTS
-from pipeline.train.compute import WeightAverage
+from pipeline.train.precision import WeightAverage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

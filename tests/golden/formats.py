@@ -148,10 +148,10 @@ def _safetensors(path: Path) -> Any:
 def job_files(folder: Path) -> dict[str, Any]:
     """The keys of what jobs leave in a run folder: specification, record of submissions, record of starts."""
     from cluster.jobs import JobRecord, remember
-    from cluster.lives import Lives
-    from cluster.place import Place
-    from cluster.planning import training_job
     from cluster.site import load_site
+    from cluster.slurm.plan import training_job
+    from cluster.slurm.restart_budget import Lives
+    from cluster.slurm.slurm_env import Place
 
     site = load_site(ROOT / "configs" / "sites" / "gpu-cluster.yaml")
     job = training_job(ROOT / "configs" / "quickstart" / "student.yaml", [], site)

@@ -82,7 +82,7 @@ def file_keys() -> dict[str, Any]:
 
 
 def _interrupt_packing(out: Path) -> None:
-    from pipeline.data.pack import pack
+    from pipeline.data.prepare.pack import pack
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -106,7 +106,7 @@ def _interrupt_quickstart(out: Path) -> None:
 def identities() -> dict[str, Any]:
     """The dataset's identity and those of the cache, by name, computed anew from the stored files."""
     from pipeline.config import load_config
-    from pipeline.data.dataset import PackedDataset
+    from pipeline.data.format.dataset import PackedDataset
     from pipeline.teacher.identity import cache_identity, open_teacher, statistics_identity
 
     student, dataset = load_config(Path("runs/student/config.yaml")), PackedDataset("data")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from graphkd.batch import PageBatch
 from graphkd.detectors import DetectorConfig, DetectorModule, build_detector
 from graphkd.distill import TrainingStep
 from graphkd.errors import CacheError
-from graphkd.inheriting import inherit
 from graphkd.method import StatisticsAccumulator, TeacherStatistics
-from graphkd.methods import MethodConfig
+from graphkd.method.config import MethodConfig
 from graphkd.nodes import NodePolicy, live_signals, teacher_pass
-from graphkd.pages import PageBatch
 from graphkd.signals import TeacherSignals
+from graphkd.weight_inheritance import inherit
 
 CANVAS, CLASSES, COUNT = (128, 96), 3, 12
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from graphkd.batch import PageBatch
 from graphkd.detectors import DetectorConfig, DetectorModule, build_detector
 from graphkd.distill import TrainingStep
 from graphkd.method import GraphConfig, StatisticsAccumulator
-from graphkd.methods import MethodConfig
+from graphkd.method.config import MethodConfig
 from graphkd.nodes import NodePolicy, live_signals
-from graphkd.pages import PageBatch
 
 CANVAS, CLASSES = (96, 64), 3
 PAIRS = [

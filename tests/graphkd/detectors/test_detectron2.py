@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from graphkd.batch import Detections, Targets
 from graphkd.detectors import DetectorConfig, DetectorModule, build_detector
-from graphkd.detectors.detectron2_names import as_detectron2, fit, in_framework
+from graphkd.detectors.detectron2.names import as_detectron2, fit, in_framework
 from graphkd.errors import ConfigError
-from graphkd.inheriting import inherit
-from graphkd.methods import MethodConfig
-from graphkd.pages import Detections, Targets
+from graphkd.method.config import MethodConfig
+from graphkd.weight_inheritance import inherit
 
 CANVAS, CLASSES = (128, 96), 4
 # As detectron2's models are by default: aligned regions, as many samples as pixels, anchors that are not rounded.
@@ -117,7 +117,7 @@ def test_detectron2s_own_configs_can_name_a_backbone_of_timm() -> None:
     from detectron2.config import CfgNode
     from detectron2.modeling import build_model
 
-    from graphkd.detectors.detectron2_model import nodes
+    from graphkd.detectors.detectron2.model import nodes
 
     cfg = nodes(DetectorConfig(backbone="mobilenetv2_050", anchors_rounded=False, framework="detectron2"), 3)
     cfg.MODEL.TIMM = CfgNode({"NAME": "mobilenetv2_050", "CANVAS": list(CANVAS)})

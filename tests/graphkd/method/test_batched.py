@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from graphkd.batch import RegionPredictions
 from graphkd.method import GraphConfig, LossWeights, TeacherStatistics, build_graph, graphkd_loss
-from graphkd.pages import RegionPredictions
 from graphkd.signals import TeacherSignals
 
 pytestmark = pytest.mark.method

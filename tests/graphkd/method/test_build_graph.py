@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from graphkd.batch import RegionPredictions
 from graphkd.method import (
     GraphConfig,
     LossWeights,
@@ -22,9 +23,8 @@ from graphkd.method import (
 )
 from graphkd.method.adjacency import all_pairs
 from graphkd.method.graph import box_overlaps, node_lengths
-from graphkd.pages import RegionPredictions
 from graphkd.signals import TeacherSignals
-from tests.graphkd.method.toy import B, C, K, N, statistics, student_side, teacher_signals
+from tests.support.toy import B, C, K, N, statistics, student_side, teacher_signals
 
 pytestmark = pytest.mark.method
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from graphkd.batch import RegionPredictions
 from graphkd.method import GraphConfig, LossWeights, StatisticsAccumulator, TeacherStatistics, build_graph, graphkd_loss
 from graphkd.method.edges import descriptors
+from graphkd.method.loss_terms import box_loss, logit_loss
 from graphkd.method.losses import Merged, NodeMetric, edge_loss, node_loss
-from graphkd.method.terms import box_loss, logit_loss
-from graphkd.pages import RegionPredictions
 from graphkd.signals import TeacherSignals
-from tests.graphkd.method.toy import TEXT, B, C, K, N, P, statistics, student_side, teacher_signals
+from tests.support.toy import TEXT, B, C, K, N, P, statistics, student_side, teacher_signals
 
 pytestmark = pytest.mark.method
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.common import small_run
+from tests.support.runs import small_run
 
 
 def graphkd(*arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:

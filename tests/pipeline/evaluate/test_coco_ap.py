@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from graphkd.batch import Detections
 from graphkd.errors import DataError
-from graphkd.pages import Detections
-from pipeline.data.dataset import PackedDataset
+from pipeline.data.format.dataset import PackedDataset
 from pipeline.evaluate.coco_ap import METRICS, score, score_files
-from pipeline.evaluate.detector import coco_results, ground_truth
+from pipeline.evaluate.inference import coco_results, ground_truth
 
 
 def results(coco: dict[str, Any]) -> list[dict[str, Any]]:

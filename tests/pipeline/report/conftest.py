@@ -9,8 +9,8 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
-from pipeline.data.dataset import PackedDataset
-from pipeline.data.pack import pack
+from pipeline.data.format.dataset import PackedDataset
+from pipeline.data.prepare.pack import pack
 
 CLASSES = {3: "paragraph", 7: "table", 9: "figure"}
 BOXES = [[20, 20, 150, 40], [20, 80, 150, 60], [20, 160, 70, 60]]

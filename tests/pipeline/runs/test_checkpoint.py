@@ -17,7 +17,7 @@ from pipeline.runs.checkpoint import (
     restore_module,
     restore_optimizer,
 )
-from pipeline.runs.checkpoint_save import CheckpointWriter, prune, snapshot, write_checkpoint
+from pipeline.runs.checkpoint_writer import CheckpointWriter, prune, snapshot, write_checkpoint
 
 
 def trained(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -118,7 +118,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.files.sync_file", full)
+    monkeypatch.setattr("pipeline.core.files.sync_file", full)
     module, optimizer = trained()
     with pytest.raises(OutputError, match="no space left"):
         write_checkpoint(tmp_path / "checkpoints", snapshot(1, module, optimizer, {}))

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from graphkd.errors import OutputError
-from pipeline.data.coco import load_coco, pages
+from pipeline.data.prepare.coco import load_coco, pages
 from pipeline.synth import CATEGORIES, TEXT_CATEGORIES, draw_page, write_pages
 from pipeline.synth.defects import turned
 

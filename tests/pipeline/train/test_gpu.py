@@ -12,12 +12,12 @@ import pytest
 import torch
 import yaml
 
+from pipeline.cache.build import build_cache, local_builders
 from pipeline.config import RunConfig, resolve
 from pipeline.runs.checkpoint import load_weights, newest_checkpoint
 from pipeline.runs.metrics import read_metrics
-from pipeline.teacher.cache_build import build_cache, local_builders
 from pipeline.train.run import train_run
-from tests.common import small_run
+from tests.support.runs import small_run
 
 pytestmark = pytest.mark.gpu
 

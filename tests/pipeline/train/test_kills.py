@@ -21,8 +21,8 @@ from pipeline.runs.checkpoint import MANIFEST, load_weights, newest_checkpoint
 from pipeline.runs.ledger import read_ledger
 from pipeline.runs.metrics import read_metrics
 from pipeline.train.run import train_run
-from tests.common import build_here, small_run
-from tests.killing import clean_processes, die_at, end_all, processes_of, wait_for
+from tests.support.processes import clean_processes, die_at, end_all, processes_of, wait_for
+from tests.support.runs import build_here, small_run
 
 pytestmark = pytest.mark.kill
 
@@ -95,16 +95,16 @@ def unkilled(root: Path, dataset_folder: Path) -> dict[str, Outcome]:
 
 
 def train_and_die(config: RunConfig, stage: str, call: int, after: bool) -> None:
-    from pipeline.runs import checkpoint_save
+    from pipeline.runs import checkpoint_writer
 
     owner, function = {
         "step": (torch.optim.AdamW, "step"),
-        "model": (checkpoint_save, "save"),
-        "optimizer": (checkpoint_save, "_saved"),
+        "model": (checkpoint_writer, "save"),
+        "optimizer": (checkpoint_writer, "_saved"),
         "temporary": (os, "replace"),
-        "hash": (checkpoint_save, "sha256_file"),
+        "hash": (checkpoint_writer, "sha256_file"),
         "rename": (Path, "rename"),
-        "prune": (checkpoint_save, "prune"),
+        "prune": (checkpoint_writer, "prune"),
         "remove": (shutil, "rmtree"),
     }[stage]
     torch.set_num_threads(1)
@@ -235,7 +235,7 @@ def test_a_full_disk_ends_a_run_cleanly_and_it_goes_on(
     root: Path, dataset_folder: Path, unkilled: dict[str, Outcome], tmp_path: Path
 ) -> None:
     from graphkd.errors import OutputError
-    from tests.pipeline.teacher.test_cache_kills import small_disk
+    from tests.pipeline.cache.test_kills import small_disk
 
     config = configured(root, dataset_folder, "full", "teacher")
     size = sum(path.stat().st_size for path in (root / "teacher-unkilled" / "checkpoints").rglob("*") if path.is_file())

@@ -15,14 +15,14 @@ import torch
 import yaml
 
 from pipeline.config import RunConfig
-from pipeline.ray_session import ray_session
+from pipeline.core.ray_session import ray_session
 from pipeline.runs.checkpoint import newest_checkpoint
 from pipeline.runs.ledger import read_ledger
-from pipeline.runs.starts import read_starts
-from pipeline.train import engine_ray
+from pipeline.runs.start_history import read_starts
+from pipeline.train.engines import ray as ray_engine
 from pipeline.train.run import train_run
-from tests.killing import die_at, end_all, processes_of, wait_for
 from tests.pipeline.train.test_kills import STEPS, Outcome, check, configured, outcome, same
+from tests.support.processes import die_at, end_all, processes_of, wait_for
 
 pytestmark = [pytest.mark.kill, pytest.mark.ray]
 
@@ -77,7 +77,7 @@ def dying_worker(given: dict[str, Any]) -> None:
     """A training worker that is killed at a stage, once."""
     import shutil
 
-    from pipeline.runs import checkpoint_save
+    from pipeline.runs import checkpoint_writer
     from pipeline.runs.metrics import Metrics
 
     stage, call, after, once = given.pop("dies")
@@ -85,7 +85,7 @@ def dying_worker(given: dict[str, Any]) -> None:
         "step": (torch.optim.AdamW, "step"),
         "report": (Metrics, "_write"),
         "temporary": (os, "replace"),
-        "hash": (checkpoint_save, "sha256_file"),
+        "hash": (checkpoint_writer, "sha256_file"),
         "rename": (Path, "rename"),
         "remove": (shutil, "rmtree"),
     }[stage]
@@ -95,7 +95,7 @@ def dying_worker(given: dict[str, Any]) -> None:
     train_normally(given)
 
 
-train_normally = engine_ray._worker
+train_normally = ray_engine._worker
 
 
 def dies(monkeypatch: pytest.MonkeyPatch, once: Path, stage: str, call: int, after: bool) -> None:
@@ -144,8 +144,9 @@ def command(config: RunConfig, folder: Path, pause: float = 0.3) -> list[str]:
     path = folder / f"{config.name}.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     code = (
-        "import sys; from pipeline.train import engine_ray; from tests.pipeline.train import test_kills_ray\n"
-        f"engine_ray._worker = test_kills_ray.slow_worker; sys.argv = ['graphkd', 'train', {str(path)!r}]\n"
+        "import sys; from pipeline.train.engines import ray as ray_engine\n"
+        "from tests.pipeline.train import test_kills_ray\n"
+        f"ray_engine._worker = test_kills_ray.slow_worker; sys.argv = ['graphkd', 'train', {str(path)!r}]\n"
         "from pipeline.cli.main import main; main()"
     )
     return [sys.executable, "-c", code]

@@ -22,11 +22,11 @@ import yaml
 
 from graphkd.errors import CheckpointError
 from pipeline.config import load_config
-from pipeline.data.pack import pack
+from pipeline.data.prepare.pack import pack
 from pipeline.runs.ledger import read_ledger
-from pipeline.train.engine_local import run_local
-from tests.common import small_run
+from pipeline.train.engines.local import run_local
 from tests.conftest import write_coco
+from tests.support.runs import small_run
 
 pytestmark = [pytest.mark.ledger, pytest.mark.kill]
 
@@ -35,7 +35,7 @@ WORKER = """
 import sys
 from pathlib import Path
 from pipeline.config import load_config
-from pipeline.train.engine_local import run_local
+from pipeline.train.engines.local import run_local
 run_local(load_config(Path(sys.argv[1]), sys.argv[2:]))
 """
 
@@ -210,11 +210,11 @@ def test_a_lost_line_would_be_seen(unkilled: tuple[int, dict[int, list[int]]], t
 FINITE = """
 import sys
 import torch.distributed as dist
-from pipeline.data.dataset import PackedDataset
-from pipeline.data.batches import FiniteBatches
-from pipeline.data.loader import PageItems, page_loader
-from pipeline.data.views import ViewConfig
-from pipeline.runs.world import local_world
+from pipeline.data.format.dataset import PackedDataset
+from pipeline.data.loading.batches import FiniteBatches
+from pipeline.data.loading.loader import PageItems, page_loader
+from pipeline.data.loading.augmentation import ViewConfig
+from pipeline.core.distributed import local_world
 with local_world("cpu") as world:
     dataset = PackedDataset(sys.argv[1])
     items = PageItems(dataset, ViewConfig(canvas=(64, 64), shortest_edge=(64, 64)), 0, -1)

@@ -12,16 +12,16 @@ import torch
 
 from graphkd.errors import CheckpointError, ConfigError, OutputError, TrainingError
 from pipeline.config import RunConfig, ScheduleConfig, resolve
-from pipeline.data.dataset import PackedDataset
+from pipeline.core.distributed import World
+from pipeline.data.format.dataset import PackedDataset
 from pipeline.runs.checkpoint import load_weights, newest_checkpoint
 from pipeline.runs.metrics import read_metrics
-from pipeline.runs.world import World
-from pipeline.train.building import build_step
+from pipeline.train.builders import build_step
 from pipeline.train.loop import global_mean
-from pipeline.train.optim import learning_rate
 from pipeline.train.run import evaluate_run, train_run
+from pipeline.train.schedule import learning_rate
 from pipeline.train.smoke import smoke
-from tests.common import SMALL_DETECTOR, build_here, small_run
+from tests.support.runs import SMALL_DETECTOR, build_here, small_run
 
 CPU = torch.device("cpu")
 
@@ -107,9 +107,9 @@ def test_live_and_cached_teachers_give_the_same_losses(trained: Path, dataset_fo
 
 
 def test_views_of_a_cache_are_replayed(trained: Path, dataset_folder: Path) -> None:
-    from pipeline.data.loader import PageItems, collate
-    from pipeline.data.order import SampleRef
-    from pipeline.train.building import signal_source
+    from pipeline.data.loading.loader import PageItems, collate
+    from pipeline.data.loading.order import SampleRef
+    from pipeline.train.builders import signal_source
 
     settings = {"views": 2, "cache": str(trained / "two-views"), "cache_dtype": "fp32"}
     live = {"views": 2, "cache": str(trained / "two-views"), "signals": "live"}
@@ -171,7 +171,7 @@ def test_a_run_of_another_backbone_is_no_start(trained: Path, dataset_folder: Pa
 def test_a_dataset_without_text_classes_is_refused_naming_them(
     coco_folder: Path, trained: Path, tmp_path: Path
 ) -> None:
-    from pipeline.data.pack import pack
+    from pipeline.data.prepare.pack import pack
 
     packed = tmp_path / "packed"
     pack(coco_folder / "annotations.json", coco_folder / "images", packed, text=[])

@@ -1,0 +1,59 @@
+"""What detectron2's adapters share: BGR pixels, names of pyramid levels, ground truth as its Instances."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+from graphkd.batch import Features, Targets
+from graphkd.detectors.protocol import DetectorModule, DetectorSpec
+from graphkd.detectors.torchvision.common import page_mask
+
+
+class Detectron2Detector(DetectorModule):
+    """Base of the adapters.
+
+    Args:
+        model: of detectron2's, with ``backbone``, ``pixel_mean`` and ``pixel_std``.
+        spec: what it is.
+        levels: detectron2's names of pyramid levels, and those that all adapters use.
+    """
+
+    def __init__(self, model: nn.Module, spec: DetectorSpec, levels: dict[str, str]) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.spec = spec
+        self.levels = levels
+
+    def features(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> Features:
+        """Normalise uint8 RGB [B, 3, H, W] as BGR and run the backbone once; beyond each page is the mean."""
+        pixels = (images.flip(1) - self.model.pixel_mean) / self.model.pixel_std
+        maps = self.model.backbone(pixels * page_mask(image_sizes, images))
+        canvas = (images.shape[-2], images.shape[-1])
+        named = {self.levels[name]: level for name, level in maps.items()}
+        return Features(maps=named, image_sizes=image_sizes, canvas=canvas)
+
+    def maps_of(self, features: Features, names: list[str]) -> list[Tensor]:
+        """Maps by detectron2's names."""
+        return [features.maps[self.levels[name]] for name in names]
+
+    def fixed_shapes(self) -> list[nn.Module]:
+        """Backbone and pyramid."""
+        return [self.model.backbone]
+
+    def inheritable(self) -> dict[str, Tensor]:
+        """The heads, and the pyramid's outputs."""
+        backbone, outputs = "model.backbone.", "model.backbone.fpn_output"
+        return {
+            name: values
+            for name, values in self.state_dict().items()
+            if not name.startswith(backbone) or name.startswith(outputs)
+        }
+
+
+def instances(features: Features, targets: Targets) -> list[Instances]:
+    """Ground truth as detectron2 takes it."""
+    pages = zip(features.image_sizes, targets.boxes, targets.classes, strict=True)
+    return [Instances(size, gt_boxes=Boxes(boxes), gt_classes=classes) for size, boxes, classes in pages]

@@ -1,0 +1,173 @@
+"""detectron2's Faster R-CNN behind the detector interface.
+
+Its own ``GeneralizedRCNN`` is built and trained, with detectron2's losses and inference; only sampling is keyed by the
+page, and losses are taken page by page. detectron2 sees BGR, and keeps background last, as this interface does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from graphkd.batch import Detections, Features, Proposals, RegionPredictions, Targets
+from graphkd.detectors.config import DetectorConfig
+from graphkd.detectors.detectron2.common import Detectron2Detector, instances
+from graphkd.detectors.detectron2.model import build_rcnn
+from graphkd.detectors.protocol import DetectorSpec
+from graphkd.detectors.sampling import KeyedSampler
+from graphkd.detectors.torchvision.common import in_float32
+
+LEVELS = {"p2": "0", "p3": "1", "p4": "2", "p5": "3", "p6": "pool"}
+"""detectron2's names of pyramid levels, and the one that all adapters use."""
+
+
+class Detectron2FasterRCNN(Detectron2Detector):
+    """A GeneralizedRCNN of detectron2's with a feature pyramid."""
+
+    def __init__(self, config: DetectorConfig, num_classes: int, backbone: nn.Module) -> None:
+        spec = DetectorSpec(
+            num_classes=num_classes,
+            channels=config.fpn_channels,
+            pooled_side=config.pooled_side,
+            activation="softmax",
+            framework="detectron2",
+            classifies_regions=True,
+        )
+        super().__init__(build_rcnn(config, num_classes, backbone), spec, LEVELS)
+        self._anchor_sampler = KeyedSampler(config.rpn_batch, 0.5, salt=0)
+        self._region_sampler = KeyedSampler(config.roi_batch, config.roi_positive_fraction, salt=1)
+        self._seeds: Iterator[int] = iter(())
+        self.model.proposal_generator._subsample_labels = self._keyed_anchors
+        self.model.roi_heads._sample_proposals = self._keyed_regions
+
+    def propose_and_losses(self, features: Features, targets: Targets) -> tuple[Proposals, dict[str, Tensor]]:
+        """Proposals, and detectron2's four losses under the names that all adapters use, each [B]."""
+        goal = instances(features, targets)
+        with EventStorage():  # which detectron2 logs into
+            anchors, logits, deltas = self._propose(features)
+            found = self._best(anchors, logits, deltas, features)
+            losses = self._proposal_losses(anchors, logits, deltas, goal, targets.seeds)
+            losses |= self._region_losses(features, found, goal, targets.seeds)
+        return _proposals(found), losses
+
+    def propose(self, features: Features) -> Proposals:
+        """Proposals of the region proposal network, best first."""
+        return _proposals(self._best(*self._propose(features), features))
+
+    def pool(self, features: Features, boxes: list[Tensor]) -> Tensor:
+        """RoIAlign as the config has it: [sum N_i, C, P, P]."""
+        heads = self.model.roi_heads
+        maps = self.maps_of(features, heads.box_in_features)
+        pooled: Tensor = heads.box_pooler(maps, [Boxes(page) for page in boxes])
+        return pooled
+
+    def classify(self, pooled: Tensor) -> RegionPredictions:
+        """Class logits [N, K + 1], background last, and deltas [N, K, 4] with unit coder weights."""
+        logits, deltas = self._heads(pooled)
+        per_class = deltas.unflatten(1, (self.spec.num_classes, 4))
+        weights = self.model.roi_heads.box_predictor.box2box_transform.weights
+        return RegionPredictions(logits=logits, deltas=per_class / per_class.new_tensor(weights))
+
+    def detect(self, features: Features) -> list[Detections]:
+        """Detections after per-class suppression, best first."""
+        proposals = self._best(*self._propose(features), features)
+        predictions = self._heads(self.pool(features, [page.proposal_boxes.tensor for page in proposals]))
+        found, _ = self.model.roi_heads.box_predictor.inference(predictions, proposals)
+        return [
+            Detections(boxes=page.pred_boxes.tensor, scores=page.scores, classes=page.pred_classes) for page in found
+        ]
+
+    def _heads(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        heads = self.model.roi_heads
+        logits, deltas = heads.box_predictor(heads.box_head(pooled))
+        return logits.float(), deltas.float()
+
+    def _propose(self, features: Features) -> tuple[list[Boxes], list[Tensor], list[Tensor]]:
+        """Anchors, objectness [B, A_l] and deltas [B, A_l, 4] of each level."""
+        rpn = self.model.proposal_generator
+        maps = self.maps_of(features, rpn.in_features)
+        anchors = rpn.anchor_generator(maps)
+        logits, deltas = map(in_float32, rpn.rpn_head(maps))
+        flat = [level.permute(0, 2, 3, 1).flatten(1) for level in logits]
+        moved = [level.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3) for level in deltas]
+        return anchors, flat, moved
+
+    @torch.no_grad()
+    def _best(
+        self, anchors: list[Boxes], logits: list[Tensor], deltas: list[Tensor], features: Features
+    ) -> list[Instances]:
+        rpn = self.model.proposal_generator
+        boxes = rpn._decode_proposals(anchors, deltas)
+        # Not called as in training, where what is not finite would end one rank alone; the loop ends all of them.
+        return find_top_rpn_proposals(
+            boxes,
+            logits,
+            features.image_sizes,
+            rpn.nms_thresh,
+            rpn.pre_nms_topk[self.training],
+            rpn.post_nms_topk[self.training],
+            rpn.min_box_size,
+            training=False,
+        )
+
+    def _proposal_losses(
+        self, anchors: list[Boxes], logits: list[Tensor], deltas: list[Tensor], goal: list[Instances], seeds: list[int]
+    ) -> dict[str, Tensor]:
+        rpn, self._seeds = self.model.proposal_generator, iter(seeds)
+        labels, matched = rpn.label_and_sample_anchors(anchors, goal)
+        losses = []
+        for page in range(len(goal)):
+            own = ([level[page : page + 1] for level in part] for part in (logits, deltas))
+            flat, moved = own
+            losses.append(rpn.losses(anchors, flat, [labels[page]], moved, [matched[page]]))
+        return {
+            "loss_objectness": torch.stack([page["loss_rpn_cls"] for page in losses]),
+            "loss_rpn_box": torch.stack([page["loss_rpn_loc"] for page in losses]),
+        }
+
+    def _region_losses(
+        self, features: Features, proposals: list[Instances], goal: list[Instances], seeds: list[int]
+    ) -> dict[str, Tensor]:
+        heads, self._seeds = self.model.roi_heads, iter(seeds)
+        sampled = heads.label_and_sample_proposals(proposals, goal)
+        counts = [len(page) for page in sampled]
+        logits, deltas = self._heads(self.pool(features, [page.proposal_boxes.tensor for page in sampled]))
+        pages = zip(logits.split(counts), deltas.split(counts), sampled, strict=True)
+        losses = [heads.box_predictor.losses((scores, moved), [page]) for scores, moved, page in pages]
+        return {
+            "loss_class": torch.stack([page["loss_cls"] for page in losses]),
+            "loss_box": torch.stack([page["loss_box_reg"] for page in losses]),
+        }
+
+    def _keyed_anchors(self, label: Tensor) -> Tensor:
+        """What detectron2's ``RPN._subsample_labels`` gives: 1, 0 or -1 for what is not in the sample, [A]."""
+        positive, negative = self._sample(self._anchor_sampler, label)
+        return torch.where(positive, 1, torch.where(negative, 0, -1)).to(label.dtype)
+
+    def _keyed_regions(self, matched: Tensor, fit: Tensor, true_classes: Tensor) -> tuple[Tensor, Tensor]:
+        """What detectron2's ``ROIHeads._sample_proposals`` gives: indices [S] and classes [S], background K."""
+        background = self.spec.num_classes
+        classes = true_classes[matched] if len(true_classes) else torch.full_like(matched, background)
+        if len(true_classes):
+            classes = classes.masked_fill(fit == 0, background).masked_fill(fit == -1, -1)
+        labels = torch.where(classes == background, 0, torch.where(classes >= 0, 1, -1))
+        positive, negative = self._sample(self._region_sampler, labels)
+        chosen = torch.cat([positive.nonzero()[:, 0], negative.nonzero()[:, 0]])
+        return chosen, classes[chosen]
+
+    def _sample(self, sampler: KeyedSampler, labels: Tensor) -> tuple[Tensor, Tensor]:
+        sampler.seeds = [next(self._seeds)]
+        (positive,), (negative,) = sampler([labels])
+        return positive.bool(), negative.bool()
+
+
+def _proposals(found: list[Instances]) -> Proposals:
+    return Proposals(
+        boxes=[page.proposal_boxes.tensor for page in found],
+        scores=[page.objectness_logits.sigmoid() for page in found],
+    )

@@ -1,0 +1,171 @@
+"""The methods that GraphKD is compared with, from their papers' formulas and published settings.
+
+Every loss is [B], one value a page. Legend: ``B`` pages, ``N`` nodes a page (padded), ``C`` channels, ``P`` pooled
+side, ``K`` classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from graphkd.batch import RegionPredictions
+from graphkd.method.edges import cosine_lengths
+from graphkd.method.loss_terms import deltas_of_class, logit_loss, masked_mean, require_same_nodes, standardised
+from graphkd.signals import TeacherSignals
+
+
+class DsigWeights(BaseModel):
+    """Weights of Dsig's terms, as published."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    foreground: float = Field(default=0.5, ge=0)
+    """Weight of foreground nodes."""
+    background: float = Field(default=0.5, ge=0)
+    """Weight of background nodes, times N_fg / (7.5 N_bg)."""
+    edge: float = Field(default=2.0, ge=0)
+    """Weight of the edges of the complete graph."""
+    logits: float = Field(default=3.0, ge=0)
+    """Weight of the class term."""
+    boxes: float = Field(default=1.0, ge=0)
+    """Weight of the box term."""
+    maps: float = Field(default=0.5, ge=0)
+    """Weight of the whole pyramid's squared error; only where a live teacher gives it."""
+    hard_background: float = Field(default=0.6, ge=0)
+    """Least cross-entropy, nats, at which the teacher takes a background node for something; only such have edges."""
+
+
+class PkdWeights(BaseModel):
+    """Weight of PKD's one term, as published for two-stage detectors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    maps: float = Field(default=6.0, ge=0)
+    """Weight of the standardised pyramid's squared error."""
+
+
+def dsig_loss(
+    student_pooled: Tensor,
+    student_regions: RegionPredictions | None,
+    signals: TeacherSignals,
+    foreground: Tensor,
+    energy: float,
+    weights: DsigWeights,
+) -> dict[str, Tensor]:
+    """Structured instance graph (Chen et al., "Deep Structured Instance Graph", ICCV 2021), each term float32 [B].
+
+    ``L = w_fg L_fg + w_bg N_fg / (7.5 N_bg + 1e-4) L_bg + w_e L_edge + w_cls L_cls + w_box L_box``, as in the published
+    code: mean squared errors of foreground and of background nodes; half the mean, over all ordered pairs of
+    foreground nodes and background nodes that the teacher finds hard, of the squared difference of cosines; KL, mean
+    over nodes and over classes; L1 of the deltas of a foreground node's class, over all nodes. One difference: squared
+    errors are over ``energy``, so that the published weights do not depend on the teacher's scale.
+
+    Args:
+        student_pooled: [B, N, C, P, P], the student's features at the signals' boxes, in the teacher's channels.
+        student_regions: the student's logits [B, N, K + 1] and deltas [B, N, K, 4], or None without a region head.
+        signals: the teacher's side, without gradient.
+        foreground: bool [B, N], True for nodes that overlap ground truth by IoU .5 or more.
+        energy: the teacher's mean squared feature.
+        weights: of each term; a term of weight 0 is left out.
+
+    Raises:
+        ValueError: where the two networks' node features differ in shape.
+    """
+    require_same_nodes(student_pooled, signals)
+    signals = signals.detached()
+    foreground = foreground & signals.valid
+    terms: dict[str, Tensor] = {}
+    if weights.foreground or weights.background:
+        terms["kd_node"] = _node_errors(student_pooled, signals, foreground, energy, weights)
+    if weights.edge:
+        hard = hard_background(signals, foreground, weights.hard_background)
+        terms["kd_edge"] = weights.edge * _cosine_edges(student_pooled, signals, foreground | hard)
+    if student_regions is not None and signals.logits is not None and signals.deltas is not None:
+        if weights.logits:
+            divergence = logit_loss(student_regions.logits, signals, temperature=1.0)
+            terms["kd_logits"] = weights.logits * divergence / signals.logits.shape[-1]
+        if weights.boxes:
+            terms["kd_boxes"] = weights.boxes * _box_distance(student_regions.deltas, signals, foreground)
+    return terms
+
+
+def hard_background(signals: TeacherSignals, foreground: Tensor, least: float) -> Tensor:
+    """Background nodes whose cross-entropy under the teacher is at least ``least`` nats: bool [B, N].
+
+    Without logits the foreground score stands in for the teacher's probabilities.
+    """
+    if signals.logits is None:
+        surprise = -(1 - signals.scores.float()).clamp(min=1e-6).log()
+    else:
+        surprise = -signals.logits.float().log_softmax(dim=-1)[..., -1]
+    return signals.valid & ~foreground & (surprise >= least)
+
+
+def _node_errors(
+    student_pooled: Tensor, signals: TeacherSignals, foreground: Tensor, energy: float, weights: DsigWeights
+) -> Tensor:
+    background = signals.valid & ~foreground
+    error = (student_pooled.float() - signals.pooled.float()).square().mean(dim=(-3, -2, -1)) / energy
+    share = foreground.sum(dim=1) / (7.5 * background.sum(dim=1) + 1e-4)
+    front, back = masked_mean(error, foreground), masked_mean(error, background)
+    return weights.foreground * front + weights.background * share * back
+
+
+def _cosine_edges(student_pooled: Tensor, signals: TeacherSignals, nodes: Tensor) -> Tensor:
+    gaps = (cosine_lengths(student_pooled.flatten(2)) - cosine_lengths(signals.pooled.flatten(2))).square()
+    pairs = nodes[:, :, None] & nodes[:, None, :]  # a node with itself counts, and adds nothing
+    return 0.5 * masked_mean(gaps.flatten(1), pairs.flatten(1))
+
+
+def _box_distance(deltas: Tensor, signals: TeacherSignals, foreground: Tensor) -> Tensor:
+    assert signals.deltas is not None
+    gaps = deltas_of_class(deltas, signals.classes) - deltas_of_class(signals.deltas, signals.classes)
+    return masked_mean(torch.where(foreground, gaps.abs().sum(dim=-1), 0), signals.valid)
+
+
+def map_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], energy: float) -> Tensor:
+    """Sum over levels of the maps' mean squared error over ``energy``: maps [B, C, H_l, W_l] -> float32 [B]."""
+    _require_same_maps(student, teacher)
+    errors = [
+        (student[name].float() - maps.detach().float()).square().mean(dim=(1, 2, 3)) for name, maps in teacher.items()
+    ]
+    return torch.stack(errors).sum(dim=0) / energy
+
+
+def pkd_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], weights: PkdWeights) -> dict[str, Tensor]:
+    """Pearson distillation of the pyramid (Cao et al., "PKD", NeurIPS 2022): ``w sum_l MSE(norm(s_l), norm(t_l)) / 2``.
+
+    Channels are standardised over the positions of their own page, not of the batch as in the published code, so that
+    a page's loss does not depend on its batch neighbours.
+
+    Args:
+        student: level name -> [B, C, H_l, W_l], in the teacher's channels.
+        teacher: the same of the teacher, without gradient.
+        weights: weight of the term.
+
+    Returns:
+        ``{"kd_maps": float32 [B]}``.
+
+    Raises:
+        ValueError: where the two pyramids differ in levels or shapes, naming both.
+    """
+    _require_same_maps(student, teacher)
+    errors = [
+        (standardised(student[name].float()) - standardised(maps.detach().float())).square().mean(dim=(1, 2, 3)) / 2
+        for name, maps in teacher.items()
+    ]
+    return {"kd_maps": weights.maps * torch.stack(errors).sum(dim=0)}
+
+
+def _require_same_maps(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> None:
+    ours = {name: tuple(maps.shape) for name, maps in student.items()}
+    theirs = {name: tuple(maps.shape) for name, maps in teacher.items()}
+    if ours != theirs:
+        raise ValueError(
+            f"student maps {ours} and teacher maps {theirs} differ; give both the same architecture and canvas, and "
+            "adapt the student's channels"
+        )

@@ -1,0 +1,153 @@
+"""A finished teacher cache as a source of signals: rows are found by sample and view, so that any topology works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from graphkd.batch import PageBatch
+from graphkd.errors import CacheError
+from graphkd.signals import TeacherSignals
+from pipeline.cache.format import CacheJson, read_cache_json
+from pipeline.cache.quantize import decode
+from pipeline.cache.rows import CacheRows, Row, require_file
+from pipeline.core.parallel import ahead
+from pipeline.data.format.dataset import PackedDataset
+from pipeline.data.storage.base import FileFacts, StorageConfig
+from pipeline.data.storage.local import LocalStore
+from pipeline.data.storage.open import open_store
+from pipeline.teacher.identity import require_same
+
+AHEAD = 3  # batches whose rows are read before their step
+READERS = 2
+AFFINE_TOLERANCE = 1e-3  # px, and as much in scale
+
+
+class CachedTeacher:
+    """A finished cache as a source of signals.
+
+    Args:
+        location: cache folder, or URL of one (http, https, s3, gs).
+        dataset: the dataset it was made for.
+        identity: what it must have been made from, by name.
+        storage: how a remote one is read.
+
+    Raises CacheError where the cache is unfinished, lacks a file, or was made for something else, naming what differs.
+    """
+
+    def __init__(
+        self,
+        location: str | Path,
+        dataset: PackedDataset,
+        identity: dict[str, str],
+        storage: StorageConfig | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.store = open_store(location, storage)
+        self.description = read_cache_json(self.store)
+        self._require(identity)
+        self.store.expect({shard.name: FileFacts(shard.bytes, shard.sha256) for shard in self.description.shards})
+        self.rows = CacheRows(self.store, self.description)
+
+    def ahead(self, batches: Iterable[PageBatch]) -> Iterator[tuple[PageBatch, StoredSignals]]:
+        """Batches with what is stored of them, which is read by threads while the steps before run."""
+        return ahead(lambda batch: (batch, self.stored(batch)), batches, READERS, AHEAD, "read-cache")
+
+    def signals(self, batch: PageBatch, read: StoredSignals | None = None) -> TeacherSignals:
+        """Signals in fp32 on the device of the batch's images; ``read`` is what :meth:`ahead` gave."""
+        return (read or self.stored(batch)).on(batch.images.device)
+
+    def stored(self, batch: PageBatch) -> StoredSignals:
+        """What the cache holds of the batch's pages, as it is stored."""
+        views = zip(batch.samples.tolist(), batch.view_numbers.tolist(), strict=True)
+        rows = self.rows.rows([self._place(sample, view) for sample, view in views])
+        self._require_pages(rows, batch)
+        cached = self.description
+        counts = np.array([len(row.arrays["scores"]) for row in rows])
+        valid, heads = np.arange(cached.nodes) < counts[:, None], cached.classifies
+
+        def padded(name: str, *shape: int) -> Tensor:
+            return torch.from_numpy(_padded([row.arrays[name].reshape(-1, *shape) for row in rows], valid))
+
+        said = TeacherSignals(
+            boxes=padded("boxes", 4),
+            valid=torch.from_numpy(valid),
+            scores=padded("scores"),
+            classes=padded("classes").long(),
+            logits=padded("logits", cached.num_classes + 1) if heads else None,
+            deltas=padded("deltas", cached.num_classes, 4) if heads else None,
+            pooled=padded("pooled", *cached.feature_shape),
+        )
+        scales = np.stack([row.arrays["pooled_scale"] for row in rows])
+        return StoredSignals(said=said, scales=torch.from_numpy(scales))
+
+    def _place(self, sample: int, view: int) -> tuple[int, int]:
+        shard, row = self.dataset.locate(sample)
+        return shard, row * self.description.views + view
+
+    def _require_pages(self, rows: Sequence[Row], batch: PageBatch) -> None:
+        apart = np.abs(np.stack([row.arrays["affine"] for row in rows]) - batch.views.numpy()).max(axis=1).tolist()
+        pages = zip(batch.samples.tolist(), batch.view_numbers.tolist(), apart, strict=True)
+        for row, (sample, view, distance) in zip(rows, pages, strict=True):
+            if (row.sample, row.view) != (sample, view):
+                raise CacheError(
+                    f"{self.store.location} has sample {row.sample}, view {row.view} where sample {sample}, view "
+                    f"{view} should be; build the cache again"
+                )
+            if distance > AFFINE_TOLERANCE:
+                raise CacheError(
+                    f"{self.store.location} saw sample {sample} in view {view} at {row.arrays['affine'].tolist()}, but "
+                    f"it is shown {distance:.3g} px from there; build the cache again for this data.view"
+                )
+
+    def _require(self, identity: dict[str, str]) -> None:
+        location, found = self.store.location, self.description
+        try:
+            require_same(found.identity, identity, location, "build a cache for this config in another folder")
+        except CacheError as error:
+            raise CacheError(f"{error}{_first_difference(found, self.dataset)}") from error
+        if isinstance(self.store, LocalStore):
+            for shard in found.shards:
+                require_file(self.store, shard)
+
+
+def _padded(pages: list[NDArray[Any]], valid: NDArray[np.bool_]) -> NDArray[Any]:
+    """One array [B, N, ...] of all pages [n, ...], each copied once from where it lies, with zeros where not valid."""
+    if valid.all():
+        return np.stack(pages)
+    padded = np.zeros((*valid.shape, *pages[0].shape[1:]), dtype=pages[0].dtype)
+    for place, values in zip(padded, pages, strict=True):
+        place[: len(values)] = values
+    return padded
+
+
+def _first_difference(cached: CacheJson, dataset: PackedDataset) -> str:
+    ours = [shard.sha256 for shard in dataset.description.shards]
+    theirs = [shard.tar_sha256 for shard in cached.shards]
+    if ours == theirs:
+        return ""
+    differing = [place for place, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]]
+    if not differing:
+        return f" (it was made for {len(theirs)} shards, the dataset has {len(ours)})"
+    return f" (the first shard that differs is {dataset.description.shards[differing[0]].name})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredSignals:
+    """A batch's signals on the CPU, features in the precision of the cache."""
+
+    said: TeacherSignals
+    scales: Tensor
+    """float32 [B, C] of int8 features, else [B, 0]."""
+
+    def on(self, device: torch.device) -> TeacherSignals:
+        """Signals in fp32 on ``device``; what crosses to it is the smaller form."""
+        moved = self.said.to(device)
+        return replace(moved, pooled=decode(moved.pooled, self.scales.to(device)))

@@ -1,0 +1,93 @@
+"""Doing many independent pieces of work side by side: in threads, in other processes of this machine, or on Ray."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+from graphkd.errors import ConfigError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+PER_PROCESS = 4  # fewer pieces than this are not worth the seconds that a process takes to start
+
+
+def default_workers(pieces: int) -> int:
+    """Processes worth starting for so many pieces of work of some seconds each."""
+    return max(1, min(os.cpu_count() or 1, pieces // PER_PROCESS))
+
+
+def each(
+    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int = 0, on_ray: bool = False
+) -> Iterator[Result]:
+    """Results of ``function`` over ``tasks`` as they come, in any order; the first error ends all.
+
+    Args:
+        function: defined at the top of a module, so that other processes find it.
+        tasks: whatever pickles.
+        workers: processes; 1 is this one, 0 as many as is worthwhile.
+        on_ray: on the Ray cluster that RAY_ADDRESS names, one CPU each, or one of its own; ``workers`` is ignored.
+
+    Raises ConfigError where Ray is asked for but not installed.
+    """
+    if on_ray:
+        return _on_ray(function, tasks)
+    workers = min(workers or default_workers(len(tasks)), max(1, len(tasks)))
+    return map(function, tasks) if workers == 1 else _in_processes(function, tasks, workers)
+
+
+def ahead(
+    function: Callable[[Task], Result], tasks: Iterable[Task], threads: int, depth: int, name: str = "ahead"
+) -> Iterator[Result]:
+    """Results of ``function`` over ``tasks`` in order, of which up to ``depth`` are made before they are asked for.
+
+    ``tasks`` are drawn by the caller's thread, never more than are wanted; with 0 threads everything is done there.
+    """
+    if not threads:
+        yield from map(function, tasks)
+        return
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    pending: deque[Future[Result]] = deque()
+    try:
+        for task in tasks:
+            pending.append(pool.submit(function, task))
+            if len(pending) > depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_processes(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            for future in as_completed([pool.submit(function, task) for task in tasks]):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _on_ray(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError("Ray is not installed; pip install 'graphkd[ray]', or leave --ray out") from error
+    from pipeline.core.ray_session import ray_session
+
+    with ray_session(default_workers(len(tasks))):
+        remote: Any = ray.remote(function)
+        limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # enough to keep all busy, and no more queued
+        waiting, running = list(reversed(tasks)), list[Any]()
+        while waiting or running:
+            while waiting and len(running) < limit:
+                running.append(remote.remote(waiting.pop()))
+            done, running = ray.wait(running)
+            for reference in done:
+                yield ray.get(reference)

@@ -1,0 +1,194 @@
+"""Arrow indexes of webdataset tars: where each sample lies, so that a reader seeks instead of skipping."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from graphkd.errors import DataError, OutputError
+from pipeline.core.files import replaced
+from pipeline.data.format.schema import IMAGE_EXTENSIONS, INDEX_SCHEMA, SampleJson, index_path
+
+Parts = dict[str, list[tarfile.TarInfo]]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRow:
+    """What the index says of one sample."""
+
+    key: str
+    image_id: int
+    file_name: str
+    size: tuple[int, int]
+    """Width and height, image px."""
+    boxes: NDArray[np.float32]
+    """[n, 4]: x, y, width, height, image px."""
+    category_ids: NDArray[np.int64]
+    """[n]: the dataset's own ids."""
+    crowd: NDArray[np.bool_]
+    """[n]."""
+    image_offset: int
+    image_bytes: int
+
+
+class ShardIndex:
+    """The index of one tar in columns, from which rows are cut without copying them."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self._columns = {name: table.column(name).combine_chunks() for name in table.column_names}
+        self._numbers = {
+            name: self._columns[name].to_numpy()
+            for name in ("image_id", "width", "height", "image_offset", "image_bytes")
+        }
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def row(self, number: int) -> IndexRow:
+        """Row ``number`` of 0 to len - 1."""
+        numbers = {name: int(values[number]) for name, values in self._numbers.items()}
+        return IndexRow(
+            key=self._columns["key"][number].as_py(),
+            image_id=numbers["image_id"],
+            file_name=self._columns["file_name"][number].as_py(),
+            size=(numbers["width"], numbers["height"]),
+            boxes=self._list("boxes", number).reshape(-1, 4),
+            category_ids=self._list("category_ids", number),
+            crowd=self._list("iscrowd", number).astype(bool),
+            image_offset=numbers["image_offset"],
+            image_bytes=numbers["image_bytes"],
+        )
+
+    def digest(self, number: int) -> bytes:
+        """SHA-256 of the bytes of a sample's image and json."""
+        return bytes(self._columns["digest"][number].as_py())
+
+    def keys(self) -> list[str]:
+        """Keys of all rows."""
+        return list(self.table.column("key").to_pylist())
+
+    def _list(self, name: str, number: int) -> NDArray[Any]:
+        values: NDArray[Any] = self._columns[name][number].values.to_numpy(zero_copy_only=False)
+        return values
+
+
+def build_index(shard: Path, excluded: Collection[str] = ()) -> ShardIndex:
+    """Scan a tar once and write its index beside it, without the samples whose keys are ``excluded``.
+
+    Raises DataError naming the tar and the sample at fault, OutputError where the index cannot be written.
+    """
+    table = scan(shard, excluded)
+    with (
+        replaced(index_path(shard)) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, INDEX_SCHEMA) as writer,
+    ):
+        writer.write_table(table)
+    return ShardIndex(table)
+
+
+def open_index(shard: Path, excluded: Collection[str] = ()) -> ShardIndex:
+    """Memory-map the index of a tar, building it first where it is missing."""
+    path = index_path(shard)
+    if not path.exists():
+        try:
+            return build_index(shard, excluded)
+        except OutputError:  # a folder that only others may write to can still be read
+            return ShardIndex(scan(shard, excluded))
+    return parse_index(pa.memory_map(str(path)), str(path))
+
+
+def parse_index(source: Any, path: str) -> ShardIndex:
+    """Read an index from an Arrow source; raises DataError where it is damaged or made by another release."""
+    try:
+        table = pa.ipc.open_file(source).read_all()
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path} is damaged ({error}); delete it and run `graphkd data index`") from error
+    if table.schema != INDEX_SCHEMA:
+        raise DataError(f"{path} was made by another release; delete it and run `graphkd data index`")
+    return ShardIndex(table)
+
+
+def scan(shard: Path, excluded: Collection[str] = ()) -> pa.Table:
+    """The index of a tar as a table, rows in the order in which its keys first come."""
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            rows = [_row(tar, shard, key, parts) for key, parts in samples_of(tar).items() if key not in excluded]
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{shard} is not a readable tar ({error}); copy or pack it again") from error
+    return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
+
+
+def samples_of(tar: tarfile.TarFile) -> dict[str, Parts]:
+    """Members of an open tar by sample key, then by extension; several of one extension are duplicates."""
+    from webdataset.tariterators import base_plus_ext  # slow to import, and only indexing needs it
+
+    samples: dict[str, Parts] = {}
+    for member in tar:
+        key, extension = base_plus_ext(member.name)
+        if member.isfile() and key is not None:
+            samples.setdefault(key, {}).setdefault(extension.lower(), []).append(member)
+    return samples
+
+
+def image_of(parts: Parts) -> tuple[str, tarfile.TarInfo] | None:
+    """Extension and member of a sample's image, or None where it has none."""
+    return next(((extension, parts[extension][0]) for extension in IMAGE_EXTENSIONS if extension in parts), None)
+
+
+def content_of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a member; raises EOFError where the tar ends within it."""
+    file = tar.extractfile(member)
+    assert file is not None
+    content = file.read()
+    if len(content) != member.size:
+        raise EOFError(f"it ends within {member.name}")
+    return content
+
+
+def parse_sample(content: bytes) -> SampleJson:
+    """Check a sample's json; raises ValueError with the first mistake in one line."""
+    try:
+        return SampleJson.model_validate(json.loads(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}") from error
+
+
+def digest_of(image: bytes, annotation: bytes) -> bytes:
+    """SHA-256 of a sample's content."""
+    digest = sha256(image)
+    digest.update(annotation)
+    return digest.digest()
+
+
+def _row(tar: tarfile.TarFile, shard: Path, key: str, parts: Parts) -> dict[str, Any]:
+    doubled = next((members[0].name for members in parts.values() if len(members) > 1), None)
+    if doubled is not None:
+        raise DataError(f"{shard} holds {doubled!r} twice; keys must be unique within a tar")
+    found = image_of(parts)
+    if found is None or "json" not in parts:
+        raise DataError(f"{shard}: sample {key!r} has {sorted(parts)}, but needs an image and a json; pack it again")
+    image, annotation = found[1], content_of(tar, parts["json"][0])
+    try:
+        sample = parse_sample(annotation)
+    except ValueError as error:
+        raise DataError(f"{shard}: the json of sample {key!r} is malformed ({error})") from error
+    return sample.model_dump(exclude={"boxes"}) | {
+        "key": key,
+        "image_offset": image.offset_data,
+        "image_bytes": image.size,
+        "boxes": [value for box in sample.boxes for value in box],
+        "digest": digest_of(content_of(tar, image), annotation),
+    }

@@ -1,0 +1,162 @@
+"""Looking at every byte of one shard."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from graphkd.errors import DataError
+from pipeline.core.files import sha256_file
+from pipeline.data.format.index import (
+    Parts,
+    ShardIndex,
+    content_of,
+    digest_of,
+    image_of,
+    parse_index,
+    parse_sample,
+    samples_of,
+)
+from pipeline.data.format.schema import SampleJson, Shard, index_path
+from pipeline.data.loading.augmentation import DECODING_ERRORS
+from pipeline.data.prepare.coco import EDGE_TOLERANCE_PX
+
+FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG"}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong."""
+
+    shard: str
+    key: str | None
+    """The sample at fault; None for the shard as a whole."""
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}{'' if self.key is None else f' {self.key}'}: {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What one shard showed."""
+
+    shard: Shard
+    problems: list[Problem]
+    readable: bool
+    """Whether the tar could be read to its end; otherwise none of it can be used."""
+    keys: list[str]
+    image_ids: dict[str, int]
+    """Of the samples whose json could be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardToInspect:
+    """A shard, and what its samples may be."""
+
+    folder: Path
+    shard: Shard
+    categories: frozenset[int]
+
+
+def inspect_shard(task: ShardToInspect) -> Findings:
+    """Read one tar and its index from end to end."""
+    path, shard = task.folder / task.shard.name, task.shard
+    problems: list[Problem] = []
+    if not path.is_file():
+        return Findings(shard, [Problem(shard.name, None, "is missing")], False, [], {})
+    size, digest = path.stat().st_size, sha256_file(path)
+    if size != shard.bytes:
+        problems.append(Problem(shard.name, None, f"has {size} bytes, but dataset.json says {shard.bytes}"))
+    elif digest != shard.sha256:
+        problems.append(
+            Problem(shard.name, None, f"has SHA-256 {digest[:12]}, but dataset.json says {shard.sha256[:12]}")
+        )
+    index, doubt = _index(path, shard)
+    problems += [Problem(shard.name, None, text) for text in doubt]
+    expected = {} if index is None else {key: index.digest(row) for row, key in enumerate(index.keys())}
+    seen: dict[str, SampleJson | None] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for key, parts in samples_of(tar).items():
+                if key not in shard.excluded:
+                    faults, seen[key] = _inspect_sample(tar, parts, expected.get(key), task.categories)
+                    problems += [Problem(shard.name, key, text) for text in faults]
+    except (tarfile.TarError, EOFError, OSError) as error:
+        problems.append(Problem(shard.name, None, f"is no readable tar ({error}), after {len(seen)} samples"))
+        return Findings(shard, problems, False, list(seen), {})
+    problems += [Problem(shard.name, key, "is in the index, but not in the tar") for key in expected if key not in seen]
+    image_ids = {key: sample.image_id for key, sample in seen.items() if sample is not None}
+    return Findings(shard, problems, True, list(seen), image_ids)
+
+
+def _index(path: Path, shard: Shard) -> tuple[ShardIndex | None, list[str]]:
+    place = index_path(path)
+    if not place.exists():
+        return None, ["has no index; run `graphkd data index`"]
+    try:
+        index = parse_index(place.read_bytes(), str(place))
+    except DataError as error:
+        return None, [str(error)]
+    if len(index) != shard.samples:
+        return index, [f"has {len(index)} samples in its index, but dataset.json says {shard.samples}"]
+    return index, []
+
+
+def _inspect_sample(
+    tar: tarfile.TarFile, parts: Parts, expected: bytes | None, categories: frozenset[int]
+) -> tuple[list[str], SampleJson | None]:
+    """What is wrong with one sample, and its json where that can be read."""
+    doubled = [extension for extension, members in parts.items() if len(members) > 1]
+    if doubled:
+        return [f"its key stands {len(parts[doubled[0]])} times"], None
+    found = image_of(parts)
+    if found is None or "json" not in parts:
+        return [f"has {sorted(parts)}, but needs an image and a json"], None
+    image, annotation = content_of(tar, found[1]), content_of(tar, parts["json"][0])
+    faults = []
+    if expected is not None and digest_of(image, annotation) != expected:
+        faults.append("its bytes are not those that were indexed")
+    try:
+        sample = parse_sample(annotation)
+    except ValueError as error:
+        return [*faults, f"its json is malformed ({error})"], None
+    faults += _image_faults(image, found[0], sample)
+    faults += _region_faults(sample, categories)
+    return faults, sample
+
+
+def _image_faults(content: bytes, extension: str, sample: SampleJson) -> Iterator[str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content)) as image:
+                kind, size = image.format, image.size
+                image.load()
+    except (*DECODING_ERRORS, Image.DecompressionBombWarning) as error:
+        yield f"its image does not decode ({error})"
+        return
+    if kind != FORMATS[extension]:
+        yield f"its image is a {kind}, but named .{extension}"
+    if size != (sample.width, sample.height):
+        yield f"its image is {size[0]} x {size[1]} px, but its json says {sample.width} x {sample.height}"
+
+
+def _region_faults(sample: SampleJson, categories: frozenset[int]) -> Iterator[str]:
+    for number, (x, y, width, height) in enumerate(sample.boxes):
+        inside = (
+            min(x, y) >= -EDGE_TOLERANCE_PX
+            and x + width <= sample.width + EDGE_TOLERANCE_PX
+            and y + height <= sample.height + EDGE_TOLERANCE_PX
+        )
+        if not (inside and width > 0 and height > 0):  # also for NaN
+            yield f"box {number} {[x, y, width, height]} is not on its page of {sample.width} x {sample.height} px"
+    unknown = sorted(set(sample.category_ids) - categories)
+    if unknown:
+        yield f"has category id {unknown[0]}, which dataset.json does not list"

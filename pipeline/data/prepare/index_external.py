@@ -1,0 +1,92 @@
+"""Indexing tars in place: those of a dataset whose tars were replaced, and those that were made elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from graphkd.errors import DataError
+from pipeline.core.files import write_json
+from pipeline.core.parallel import each
+from pipeline.data.format.index import build_index
+from pipeline.data.format.schema import DATASET_FILE, FORMAT_VERSION, DatasetJson, Shard, read_dataset_json
+from pipeline.data.prepare.coco import Category
+from pipeline.data.prepare.pack import dataset_categories
+from pipeline.data.prepare.shard_writer import describe_shard
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    path: Path
+    excluded: tuple[str, ...]
+
+
+def index_dataset(
+    folder: Path,
+    *,
+    categories: Path | None = None,
+    text: Iterable[str] | None = None,
+    workers: int = 0,
+    on_ray: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> DatasetJson:
+    """Index every tar of ``folder`` and bring its ``dataset.json`` up to date, or write one for tars made elsewhere.
+
+    Args:
+        folder: holds the tars; nothing but indexes and ``dataset.json`` is written.
+        categories: JSON file with the classes, a list of {id, name} or a COCO file; needed where there is no
+            ``dataset.json`` yet.
+        text: names of the classes of text; by default all but pictures, tables, formulas and the like.
+        workers: processes; 0 for as many as is worthwhile.
+        on_ray: on a Ray cluster, which must see the same folder.
+        progress: called with (tars done, tars in all).
+
+    Raises DataError naming the tar and the sample at fault, and where the classes are missing.
+    """
+    known = read_dataset_json(folder) if (folder / DATASET_FILE).exists() else None
+    if known is None:
+        classes = dataset_categories(_read_categories(folder, categories), text)
+        tasks = [_Task(path, ()) for path in sorted(folder.glob("*.tar"))]
+    else:
+        classes = known.categories
+        tasks = [_Task(folder / shard.name, shard.excluded) for shard in known.shards]
+    if not tasks:
+        raise DataError(f"{folder} holds no .tar; give the folder of the tars")
+    shards: list[Shard] = []
+    for shard in each(_index, tasks, workers, on_ray):
+        shards.append(shard)
+        if progress is not None:
+            progress(len(shards), len(tasks))
+    shards.sort(key=lambda shard: shard.name)
+    source = known.source if known is not None and known.shards == shards else ""
+    dataset = DatasetJson(version=FORMAT_VERSION, categories=classes, shards=shards, source=source)
+    write_json(folder / DATASET_FILE, dataset.model_dump())
+    return dataset
+
+
+def _index(task: _Task) -> Shard:
+    samples = len(build_index(task.path, task.excluded))
+    if not samples:
+        raise DataError(f"{task.path} holds no samples; take it out of the folder")
+    return describe_shard(task.path, samples, task.excluded)
+
+
+def _read_categories(folder: Path, path: Path | None) -> list[Category]:
+    if path is None:
+        raise DataError(
+            f"{folder} has no {DATASET_FILE}, so its classes are not known; give --categories FILE, a JSON list of id "
+            "and name or a COCO file"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf8"))
+        listed = content.get("categories") if isinstance(content, dict) else content
+        found = TypeAdapter(list[Category]).validate_python(listed)
+    except (OSError, ValueError, ValidationError) as error:
+        raise DataError(f"{path} lists no classes ({str(error).splitlines()[0]}); give [{{id, name}}, ...]") from error
+    if not found:
+        raise DataError(f"{path} lists no classes; give [{{id, name}}, ...]")
+    return found

@@ -1,0 +1,184 @@
+"""Packing COCO-annotated pages into webdataset tars."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from graphkd.errors import DataError, OutputError
+from pipeline.core.files import claim_folder, fingerprint, locked, sha256_file, sync_folder, write_json
+from pipeline.core.parallel import each
+from pipeline.data.format.schema import (
+    DATASET_FILE,
+    FORMAT_VERSION,
+    DatasetCategory,
+    DatasetJson,
+    Shard,
+    index_path,
+    read_dataset_json,
+)
+from pipeline.data.prepare.coco import Category, Page, load_coco, pages
+from pipeline.data.prepare.shard_writer import ShardTask, pack_shard
+
+BUILDING, PLAN, LOCK = ".building", "plan.json", ".packing.lock"
+
+NON_TEXT_NAMES = frozenset(
+    name
+    for line in (
+        "picture figure image imageregion illustration photo chart graphic graphicregion chartregion drawing stamp",
+        "4_illustration 5_stamp table tableregion formula equation maths mathsregion separator separatorregion",
+        "otherregion background",
+    )
+    for name in line.split()
+)
+
+
+def pack(
+    annotations: Path,
+    images: Path,
+    out: Path,
+    *,
+    samples_per_shard: int = 256,
+    text: Iterable[str] | None = None,
+    repair: bool = False,
+    workers: int = 0,
+    on_ray: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> DatasetJson:
+    """Pack the pages of a COCO file into ``out``; the same input gives the same bytes.
+
+    Shards get their final names only when all are whole, ``dataset.json`` comes last. Interrupted and started again,
+    it goes on with the shards that are missing. A folder that holds this very dataset already is left as it is.
+
+    Args:
+        annotations: COCO file.
+        images: folder that its file names are relative to.
+        out: dataset folder.
+        samples_per_shard: pages of one tar.
+        text: names of the classes of text; by default all but pictures, tables, formulas and the like.
+        repair: clip boxes to the page and drop empty ones instead of refusing them.
+        workers: processes; 0 for as many as is worthwhile.
+        on_ray: pack on a Ray cluster, which must see the same folders.
+        progress: called with (pages done, pages in all).
+
+    Raises:
+        DataError: for mistakes in the annotations and for missing or unreadable images.
+        OutputError: where ``out`` holds something else, cannot be written, or is being packed by another process.
+    """
+    coco = load_coco(annotations)
+    all_pages, _ = pages(coco, annotations, repair=repair)
+    if not all_pages:
+        raise DataError(f"{annotations} names no images; give a COCO file with pages")
+    categories = dataset_categories(coco.categories, text)
+    source = fingerprint(
+        [sha256_file(annotations), samples_per_shard, repair, [category.model_dump() for category in categories]]
+    )
+    building = out / BUILDING
+    if not _goes_on(building, source):
+        claim_folder(out, DATASET_FILE, "dataset")
+    if (out / DATASET_FILE).exists():
+        return _already_packed(out, source)
+    _check_images(all_pages, images)
+    try:
+        with _alone_in(out):
+            tasks = _tasks(all_pages, images, building, source, samples_per_shard)
+            return _write(tasks, out, categories, source, each(pack_shard, tasks, workers, on_ray), progress)
+    except DataError:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    with locked(out / LOCK, wait=False) as alone:
+        if not alone:
+            raise OutputError(f"{out} is being packed by another process; wait for it, or give another --out")
+        try:
+            yield
+        finally:
+            (out / LOCK).unlink(missing_ok=True)
+
+
+def _already_packed(out: Path, source: str) -> DatasetJson:
+    existing = read_dataset_json(out)
+    if existing.source != source:
+        raise OutputError(f"{out} already holds another dataset; give another --out, or delete it first")
+    return existing
+
+
+def dataset_categories(given: Sequence[Category], text: Iterable[str] | None) -> list[DatasetCategory]:
+    """The classes of a dataset in the order of their ids, each text or not; raises DataError for unknown ``text``."""
+    names = [category.name for category in given]
+    chosen = None if text is None else set(text)
+    unknown = sorted((chosen or set()) - set(names))
+    if unknown:
+        raise DataError(f"--text names {', '.join(unknown)}, but the classes are {', '.join(names)}")
+    return [
+        DatasetCategory(
+            id=category.id,
+            name=category.name,
+            text=category.name in chosen if chosen is not None else category.name.lower() not in NON_TEXT_NAMES,
+        )
+        for category in sorted(given, key=lambda category: category.id)
+    ]
+
+
+def _check_images(all_pages: list[Page], images: Path) -> None:
+    missing = [page.image.file_name for page in all_pages if not (images / page.image.file_name).is_file()]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(all_pages)} images are not in {images}, such as {missing[0]!r}; "
+            "give the folder that file names are relative to"
+        )
+
+
+def _goes_on(building: Path, source: str) -> bool:
+    """Whether ``building`` holds an unfinished packing of the same source."""
+    try:
+        return bool(json.loads((building / PLAN).read_text())["source"] == source)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _tasks(all_pages: list[Page], images: Path, building: Path, source: str, samples_per_shard: int) -> list[ShardTask]:
+    if not _goes_on(building, source):
+        shutil.rmtree(building, ignore_errors=True)
+        write_json(building / PLAN, {"source": source})
+    return [
+        ShardTask(
+            path=building / f"shard-{first // samples_per_shard:06d}.tar",
+            pages=all_pages[first : first + samples_per_shard],
+            images=images,
+            first=first,
+        )
+        for first in range(0, len(all_pages), samples_per_shard)
+    ]
+
+
+def _write(
+    tasks: list[ShardTask],
+    out: Path,
+    categories: list[DatasetCategory],
+    source: str,
+    finished: Iterator[Shard],
+    progress: Callable[[int, int], None] | None,
+) -> DatasetJson:
+    total = sum(len(task.pages) for task in tasks)
+    shards: list[Shard] = []
+    for shard in finished:
+        shards.append(shard)
+        if progress is not None:
+            progress(sum(entry.samples for entry in shards), total)
+    for task in tasks:
+        for path in (task.path, index_path(task.path)):
+            if path.exists():  # otherwise it was moved before an interruption
+                path.rename(out / path.name)
+    sync_folder(out)
+    shards.sort(key=lambda shard: shard.name)
+    dataset = DatasetJson(version=FORMAT_VERSION, categories=categories, shards=shards, source=source)
+    write_json(out / DATASET_FILE, dataset.model_dump())
+    shutil.rmtree(out / BUILDING, ignore_errors=True)
+    return dataset

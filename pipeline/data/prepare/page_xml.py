@@ -1,0 +1,155 @@
+"""Converting PAGE XML, as PRImA publishes its layouts (Pletschacher and Antonacopoulos, ICPR 2010), to COCO."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, TreeBuilder, XMLParser
+
+from graphkd.errors import DataError
+from pipeline.core.files import write_json
+
+logger = logging.getLogger(__name__)
+
+CLASSES = ("TextRegion", "ImageRegion", "TableRegion", "MathsRegion", "SeparatorRegion", "OtherRegion")
+CATEGORY_IDS = {name: number for number, name in enumerate(CLASSES, start=1)}
+# The published results count charts and graphics as images (Layout-Parser's conversion of the dataset).
+CLASS_OF = {name: name for name in CLASSES} | {"ChartRegion": "ImageRegion", "GraphicRegion": "ImageRegion"}
+IMAGE_SUFFIXES = (".tif", ".tiff", ".jpg", ".png")
+MIN_POINTS = 3  # the schema's own least for a polygon that spans an area
+
+
+def convert_page_folder(xml_folder: Path, image_folder: Path, out: Path) -> dict[str, Any]:
+    """Convert every ``.xml`` of ``xml_folder`` to one COCO file at ``out``, written whole, and give its content.
+
+    The six classes are those of the published PRImA results, with ids 1 to 6 in the order of ``CLASSES``: charts and
+    graphics are images, every other kind of region is an OtherRegion. Nested regions count like any other. Boxes
+    [x, y, width, height] enclose the polygons, in image px. Ids follow the sorted names of the XML files. Regions of
+    fewer than three points are left out, and how many is logged.
+
+    Args:
+        xml_folder: PAGE XML files of any version, 2009 to 2024.
+        image_folder: their images, found by ``imageFilename``, else by the XML file's stem with or without ``pc-``,
+            whatever the case of the name.
+        out: COCO file to write, replaced where it exists.
+
+    Raises:
+        DataError: for an XML file that is missing, malformed, or declares a document type (which may hold entities),
+            for an image that is not there, and for a folder without XML files.
+        OutputError: where ``out`` cannot be written.
+    """
+    found = _files(image_folder)
+    paths = [xml_folder / name for _, name in sorted(_files(xml_folder).items()) if name.lower().endswith(".xml")]
+    if not paths:
+        raise DataError(f"{xml_folder} holds no .xml file; give the folder of the PAGE XML files")
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, path in enumerate(paths, start=1):
+        page = _page(path)
+        images.append({"id": image_id, "file_name": _image_name(page, path, found, image_folder), **_size(page, path)})
+        for category_id, box in _regions(page, path):
+            entry = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category_id, "bbox": box}
+            annotations.append(entry | {"area": box[2] * box[3], "iscrowd": 0})
+    categories = [{"id": number, "name": name, "supercategory": "layout"} for name, number in CATEGORY_IDS.items()]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    write_json(out, content)
+    return content
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Names of the files of ``folder`` by their lower-case form."""
+    try:
+        return {path.name.lower(): path.name for path in sorted(folder.iterdir()) if path.is_file()}
+    except OSError as error:
+        raise DataError(f"folder {folder} cannot be read ({error.strerror}); give a folder that exists") from error
+
+
+class _NoDoctype(TreeBuilder):
+    """Builds the tree, but refuses document types: PAGE has none, and entities can expand without bound."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise ValueError(f"it declares a document type {name!r}, which PAGE XML never does")
+
+
+def _page(path: Path) -> Element:
+    try:
+        root = ElementTree.parse(path, XMLParser(target=_NoDoctype())).getroot()
+    except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
+        raise DataError(f"{path} cannot be read as PAGE XML ({error}); replace it or take it out") from error
+    for element in root.iter():
+        if _local_name(element) == "Page":
+            return element
+    raise DataError(f"{path} has no Page element, so it is no PAGE XML; take it out of the folder")
+
+
+def _local_name(element: Element) -> str:
+    # Each year's schema has its own namespace.
+    return str(element.tag).rpartition("}")[2]
+
+
+def _size(page: Element, path: Path) -> dict[str, int]:
+    size: dict[str, int] = {}
+    for key, attribute in (("width", "imageWidth"), ("height", "imageHeight")):
+        text = page.get(attribute, "")
+        if not re.fullmatch("[1-9][0-9]{0,8}", text):
+            raise DataError(f"{path}: Page has {attribute} {text!r}, which must be a size in px; mend it")
+        size[key] = int(text)
+    return size
+
+
+def _image_name(page: Element, path: Path, found: Mapping[str, str], folder: Path) -> str:
+    # Only the last part of the name counts: some files carry a path of the machine they were made on.
+    named = page.get("imageFilename", "").replace("\\", "/").rpartition("/")[2]
+    stems = (path.stem, path.stem.removeprefix("pc-"))
+    candidates = [named, *(stem + suffix for stem in stems for suffix in IMAGE_SUFFIXES)]
+    for candidate in candidates:
+        if candidate.lower() in found:
+            return found[candidate.lower()]
+    raise DataError(f"{path}: its image {named or candidates[1]!r} is not in {folder}; give the folder of the images")
+
+
+def _regions(page: Element, path: Path) -> Iterator[tuple[int, list[float]]]:
+    dropped = 0
+    for element in page.iter():
+        name = _local_name(element)
+        if not name.endswith("Region"):
+            continue
+        points = _points(element, path)
+        if len(points) < MIN_POINTS:
+            dropped += 1
+            continue
+        yield CATEGORY_IDS[CLASS_OF.get(name, "OtherRegion")], _box(points)
+    if dropped:
+        logger.warning("%s: left out %d regions of fewer than %d points", path, dropped, MIN_POINTS)
+
+
+def _points(region: Element, path: Path) -> list[tuple[float, float]]:
+    coords = next((child for child in region if _local_name(child) == "Coords"), None)
+    where = f"{path}: {_local_name(region)} {region.get('id', 'without id')}"
+    if coords is None:
+        raise DataError(f"{where} has no Coords; mend the file or take it out")
+    try:
+        points = [(float(x), float(y)) for x, y in _point_texts(coords)]
+    except ValueError as error:
+        raise DataError(f"{where} has a point that is not two numbers ({error}); mend it") from error
+    if not all(math.isfinite(value) for point in points for value in point):
+        raise DataError(f"{where} has a point that is not finite; mend it")
+    return points
+
+
+def _point_texts(coords: Element) -> list[list[str]]:
+    """The points as text: ``points="x,y x,y"`` since 2013, ``<Point x= y=/>`` before."""
+    if "points" in coords.attrib:
+        return [pair.split(",") for pair in coords.attrib["points"].split()]
+    return [[point.get("x", ""), point.get("y", "")] for point in coords if _local_name(point) == "Point"]
+
+
+def _box(points: list[tuple[float, float]]) -> list[float]:
+    left, top = (min(values) for values in zip(*points, strict=True))
+    right, bottom = (max(values) for values in zip(*points, strict=True))
+    return [left, top, right - left, bottom - top]

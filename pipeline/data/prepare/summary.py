@@ -1,0 +1,30 @@
+"""What a dataset holds, in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.format.dataset import PackedDataset
+
+
+def describe(location: str | Path) -> dict[str, Any]:
+    """Pages, regions, shards, bytes, identity, and regions per class; reads only the indexes."""
+    dataset = PackedDataset(location)
+    regions: Counter[int] = Counter()
+    for sample in range(len(dataset)):
+        regions.update(dataset.record(sample).classes.tolist())
+    categories = dataset.description.categories
+    return {
+        "pages": len(dataset),
+        "regions": regions.total(),
+        "shards": len(dataset.shard_sizes),
+        "excluded": sum(len(shard.excluded) for shard in dataset.description.shards),
+        "bytes": sum(shard.bytes for shard in dataset.description.shards),
+        "identity": dataset.identity,
+        "classes": {
+            category.name: {"id": category.id, "text": category.text, "regions": regions[place]}
+            for place, category in enumerate(categories)
+        },
+    }

@@ -1,0 +1,23 @@
+"""From a location to the store that reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.data.storage.base import StorageConfig, Store
+from pipeline.data.storage.local import LocalStore
+from pipeline.data.storage.remote import RemoteStore
+from pipeline.data.storage.shard_cache import CachedStore
+
+
+def open_store(location: str | Path, config: StorageConfig | None = None) -> Store:
+    """The store of a folder or URL; raises ConfigError for a protocol that is not known or not installed."""
+    config = config or StorageConfig()
+    text = str(location)
+    protocol = text.partition("://")[0] if "://" in text else ""
+    if protocol in ("", "file"):
+        return LocalStore(Path(text.removeprefix("file://")))
+    remote = RemoteStore(text, protocol, config)
+    if config.cache is None:
+        return remote
+    return CachedStore(remote, config.cache, int(config.cache_gb * 1e9))

@@ -1,0 +1,127 @@
+"""Datasets that fsspec reaches: http, https, s3, gs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from graphkd.errors import ConfigError
+from pipeline.data.storage.base import CHUNK_BYTES, FileFacts, Range, StorageConfig, is_transient, unreadable
+
+log = logging.getLogger(__name__)
+Value = TypeVar("Value")
+
+PROTOCOLS = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}
+
+
+class RemoteStore:
+    """A folder behind fsspec; every read is tried again after pauses that grow at random (full jitter)."""
+
+    def __init__(self, location: str, protocol: str, config: StorageConfig) -> None:
+        self.location = location.rstrip("/")
+        self.config = config
+        if protocol not in PROTOCOLS:
+            known = ", ".join(["file", *PROTOCOLS])
+            raise ConfigError(f"{location} has the protocol {protocol!r}; datasets are read from folders, or {known}")
+        self._protocol = protocol
+        self._filesystem: Any = None
+
+    def read(self, name: str) -> bytes:
+        """A whole file."""
+        return self._retried(lambda: self._fs().cat_file(self._url(name)), lambda: name)
+
+    def ranges(self, wanted: Sequence[Range]) -> list[bytes]:
+        """Parts of files, fetched side by side; those that failed are tried again."""
+        if not wanted:
+            return []
+        found: dict[Range, bytes] = {}
+        failed = wanted[0]
+
+        def fetch() -> None:
+            nonlocal failed
+            missing = [part for part in dict.fromkeys(wanted) if part not in found]
+            failure: BaseException | None = None
+            for part, answer in zip(missing, self._answers(missing), strict=True):
+                if isinstance(answer, bytes) and len(answer) == part.size:
+                    found[part] = answer
+                    continue
+                failed, failure = part, answer if isinstance(answer, BaseException) else _wrong_size(part, answer)
+            if failure is not None:
+                raise failure
+
+        self._retried(fetch, lambda: failed.name)
+        return [found[part] for part in wanted]
+
+    def _answers(self, parts: Sequence[Range]) -> list[bytes | BaseException]:
+        answers: list[bytes | BaseException] = self._fs().cat_ranges(
+            [self._url(part.name) for part in parts],
+            [part.start for part in parts],
+            [part.start + part.size for part in parts],
+            on_error="return",
+        )
+        return answers
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """A whole file in pieces, each of which is tried again by itself."""
+        size = self._retried(lambda: int(self._fs().size(self._url(name))), lambda: name)
+        for start in range(0, size, CHUNK_BYTES):
+            yield self.ranges([Range(name=name, start=start, size=min(CHUNK_BYTES, size - start))])[0]
+
+    def expect(self, files: Mapping[str, FileFacts]) -> None:
+        """Nothing to prepare."""
+
+    def _url(self, name: str) -> str:
+        return f"{self.location}/{name}"
+
+    def _retried(self, attempt: Callable[[], Value], name: Callable[[], str]) -> Value:
+        from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+        retrying = Retrying(
+            stop=stop_after_attempt(self.config.attempts),
+            wait=wait_random_exponential(multiplier=0.2, max=10),
+            retry=retry_if_exception(is_transient),
+            before_sleep=before_sleep_log(log, logging.INFO),
+            reraise=True,
+        )
+        try:
+            return retrying(attempt)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise unreadable(self._url(name()), error, self.config.attempts) from error
+
+    def _fs(self) -> Any:
+        # Made where it is used: a loader worker needs its own event loop.
+        if self._filesystem is None:
+            self._filesystem = _filesystem(self._protocol, self.config.timeout_s)
+        return self._filesystem
+
+
+def _wrong_size(part: Range, answer: bytes) -> OSError:
+    return OSError(
+        f"{part.size} bytes from {part.start} were asked for, {len(answer)} came; does the server know byte ranges?"
+    )
+
+
+def _filesystem(protocol: str, timeout: float) -> Any:
+    import fsspec
+
+    try:
+        return fsspec.filesystem(protocol, **_options(protocol, timeout))
+    except ImportError as error:
+        raise ConfigError(
+            f"{protocol} datasets need {PROTOCOLS[protocol]}, which is not installed; pip install 'graphkd[remote]'"
+        ) from error
+
+
+def _options(protocol: str, timeout: float) -> dict[str, Any]:
+    if protocol in ("http", "https"):
+        import aiohttp
+
+        return {
+            "client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)}
+        }
+    if protocol == "s3":  # its own retries stay low: ours cover all that can go wrong
+        return {"config_kwargs": {"connect_timeout": timeout, "read_timeout": timeout, "retries": {"max_attempts": 1}}}
+    return {"requests_timeout": timeout}

@@ -1,0 +1,137 @@
+"""Our own configs from detectron2's YAML, and from the Distillation project's with its nodes ``TEACHER`` and ``KD``.
+
+Every key of a file ends up as taken (the same value under our name), renamed (said in our terms) or ignored, with the
+reason. What a file leaves out has detectron2's default, which is not ours, so those that matter are written out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from graphkd.errors import ConfigError
+from pipeline.config.layers import merged, nested
+from pipeline.detectron2.rules import DEFAULTS, DISTILLS, MASKS, RULES, TERMS, D2File, Rule, Tree, hardness
+from pipeline.detectron2.yaml_reader import read_detectron2
+
+UNKNOWN = "nothing here corresponds to it"
+PAGE_RATIO = math.sqrt(2)
+"""Height over width of the canvas, as of A4 pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What became of one key."""
+
+    key: str
+    value: Any
+    verdict: Literal["taken", "renamed", "ignored"]
+    why: str
+    """Our key and value, or why it is ignored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """Configs by name, the student's or only one last, and what became of every key."""
+
+    configs: dict[str, Tree]
+    lines: list[Line]
+
+
+def import_detectron2(path: Path, name: str | None = None, framework: str = "torchvision") -> Imported:
+    """Read a file and what it builds on; raises ConfigError where it cannot be read safely or names what is not known.
+
+    Args:
+        path: YAML of detectron2's.
+        name: of the run; by default the file's, in small letters.
+        framework: which adapter is to build both detectors.
+    """
+    name = name or path.stem.lower()
+    content = read_detectron2(path)
+    beside = content.pop("TEACHER", None)
+    adapter = {"detector": {"framework": framework}}
+    config, lines = _converted(content)
+    config = merged({"name": name, **adapter}, config)
+    if not isinstance(beside, dict):
+        return Imported({name: config}, lines)
+    taught, teacher_lines = _converted(beside)
+    teacher_name = f"{name}-teacher"
+    teacher = merged({"name": teacher_name, **adapter, "data": config.get("data", {})}, taught)
+    teacher["data"]["view"] = config["data"]["view"]  # both see the same canvas
+    lines += [Line(f"TEACHER.{line.key}", line.value, line.verdict, line.why) for line in teacher_lines]
+    if D2File(content)["MODEL.META_ARCHITECTURE"] in DISTILLS:
+        config |= _distilling(content, teacher_name)
+    return Imported({teacher_name: teacher, name: config}, lines)
+
+
+def _converted(content: Tree) -> tuple[Tree, list[Line]]:
+    file, config, lines = D2File(content), dict[str, Any](), list[Line]()
+    for key, value in DEFAULTS.items():
+        if key not in file.given:
+            config = merged(config, _placed(RULES[key](file, value)))
+    for key, value in file.given.items():
+        outcome = _outcome(file, key, value)
+        config = merged(config, _placed(outcome))
+        lines.append(_line(key, value, outcome))
+    batch = config["schedule"]["batch"]
+    made = {
+        "detector": {"weights": "none", "anchors_rounded": False},
+        "schedule": {"reference_batch": batch, "optimizer": "sgd"},
+    }
+    return merged(merged(made, config), {"data": {"view": {"canvas": _canvas(config)}}}), lines
+
+
+def _outcome(file: D2File, key: str, value: Any) -> tuple[str, Any] | str:
+    try:
+        return _rule(key)(file, value)
+    except (TypeError, ValueError, LookupError) as error:
+        raise ConfigError(f"{key} is {value!r}, which detectron2 could not use either: {error}") from error
+
+
+def _rule(key: str) -> Rule:
+    if key.startswith("MODEL.ROI_MASK_HEAD."):
+        return MASKS
+    return RULES.get(key, lambda *_: UNKNOWN)
+
+
+def _placed(outcome: tuple[str, Any] | str) -> Tree:
+    if isinstance(outcome, str) or outcome[0].startswith("method."):  # the method's are put together elsewhere
+        return {}
+    return nested(*outcome)
+
+
+def _line(key: str, value: Any, outcome: tuple[str, Any] | str) -> Line:
+    if isinstance(outcome, str):
+        return Line(key, value, "ignored", outcome)
+    plain = list(value) if isinstance(value, tuple) else value
+    same = plain == outcome[1] and type(plain) is type(outcome[1])
+    return Line(key, value, "taken" if same else "renamed", f"{outcome[0]}: {outcome[1]}")
+
+
+def _distilling(content: Tree, teacher: str) -> Tree:
+    """The method and the teacher: Dsig at the student's own proposals, as the project has it."""
+    file = D2File(content)
+    weights: Tree = {term: file.weight(*switch) for term, switch in TERMS.items()}
+    weights["hard_background"] = hardness(file)
+    return {
+        "method": {"name": "dsig", "nodes": "student", "dsig": weights},
+        "teacher": {"run": f"runs/{teacher}", "signals": "live"},
+    }
+
+
+def _canvas(config: Tree) -> list[int]:
+    width = config["data"]["view"]["shortest_edge"][1]
+    return [32 * math.ceil(side / 32) for side in (width * PAGE_RATIO, width)]
+
+
+def require_valid(imported: Imported) -> None:
+    """Raise ConfigError where a config is none of ours after all."""
+    from pipeline.config.load import resolve  # needs torch
+
+    try:
+        for name, config in imported.configs.items():
+            resolve(config, name)
+    except ConfigError as error:
+        raise ConfigError(f"what the file says cannot be had here: {error}") from error

@@ -1,0 +1,147 @@
+"""Checkpoints of detectron2's in and out: whatever the names, never by running what a pickle holds."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from graphkd.detectors.detectron2.names import detectron2_name, to_detectron2
+from graphkd.errors import CheckpointError
+from pipeline.config import RunConfig, resolve
+from pipeline.detectron2.checkpoint import read_foreign
+from pipeline.detectron2.weights import export_weights, import_weights
+from pipeline.models import new_detector, run_checkpoint
+from tests.support.runs import small_run
+
+
+def configured(folder: Path, packed: Path, name: str, **detector: Any) -> RunConfig:
+    return resolve(small_run(folder, packed, name, detector={"norm": "frozen", **detector}), name)
+
+
+def theirs(config: RunConfig) -> dict[str, torch.Tensor]:
+    """Random weights as detectron2 would name and lay them out."""
+    tensors = {}
+    for name, values in new_detector(config, 3).state_dict().items():
+        known = detectron2_name(name.removeprefix("model."))
+        assert known is not None
+        tensors[known] = to_detectron2(known, values).contiguous()
+    return tensors
+
+
+def pickled(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    content = {"model": {name: values.numpy() for name, values in tensors.items()}, "__author__": "somebody"}
+    path.write_bytes(pickle.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pkl"])
+def test_a_checkpoint_becomes_a_finished_run(dataset_folder: Path, tmp_path: Path, suffix: str) -> None:
+    config, path = configured(tmp_path, dataset_folder, "imported"), tmp_path / f"model.{suffix}"
+    tensors = theirs(config)
+    if suffix == "pkl":
+        pickled(path, tensors)
+    else:
+        torch.save({"model": tensors, "iteration": 3}, path)
+    found = import_weights(path, config)
+    assert not found.missing and not found.misshapen and not found.unused
+    assert run_checkpoint(config.folder).step == config.schedule.steps
+    written = tmp_path / "again.pth"
+    assert export_weights(config.folder, written) == len(tensors)
+    again = torch.load(written, weights_only=True)["model"]
+    assert all(torch.equal(again[name], values) for name, values in tensors.items())
+    with pytest.raises(CheckpointError, match="has checkpoints already"):
+        import_weights(path, config)
+
+
+def test_student_and_teacher_of_one_file_are_told_apart(dataset_folder: Path, tmp_path: Path) -> None:
+    small, big = (
+        configured(tmp_path, dataset_folder, name, fpn_channels=width) for name, width in (("s", 16), ("b", 24))
+    )
+    path = tmp_path / "merged.pth"
+    torch.save(theirs(small) | {f"teacher.{name}": values for name, values in theirs(big).items()}, path)
+    assert not import_weights(path, small).missing
+    assert not import_weights(path, big, "teacher").missing
+    torch.save(theirs(small), path)
+    with pytest.raises(CheckpointError, match="holds nothing of a teacher"):
+        read_foreign(path, "teacher")
+
+
+def test_names_of_caffe2_are_known(tmp_path: Path) -> None:
+    arrays = {
+        "conv1_w": np.ones((4, 3, 7, 7), np.float32),
+        "res_conv1_bn_s": np.ones(4, np.float32),
+        "res2_0_branch1_w": np.ones((8, 4, 1, 1), np.float32),
+        "res3_1_branch2b_bn_b": np.ones(4, np.float32),
+        "fpn_inner_res5_2_sum_w": np.ones((8, 8, 1, 1), np.float32),
+        "conv_rpn_fpn2_b": np.ones(8, np.float32),
+        "cls_score_b": np.arange(3, dtype=np.float32),
+        "bbox_pred_b": np.arange(12, dtype=np.float32),
+    }
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"blobs": arrays}))
+    found = read_foreign(tmp_path / "R-50.pkl")
+    assert set(found) == {
+        "backbone.bottom_up.stem.conv1.weight",
+        "backbone.bottom_up.stem.conv1.norm.weight",
+        "backbone.bottom_up.res2.0.shortcut.weight",
+        "backbone.bottom_up.res3.1.conv2.norm.bias",
+        "backbone.fpn_lateral5.weight",
+        "proposal_generator.rpn_head.conv.bias",
+        "roi_heads.box_predictor.cls_score.bias",
+        "roi_heads.box_predictor.bbox_pred.bias",
+    }
+    assert found["roi_heads.box_predictor.cls_score.bias"].tolist() == [1, 2, 0], "background last"
+    assert found["roi_heads.box_predictor.bbox_pred.bias"].tolist() == list(range(4, 12))
+
+
+def test_a_backbone_alone_leaves_the_heads_as_they_are(dataset_folder: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, dataset_folder, "backbone")
+    prefix = "backbone.bottom_up."
+    bare = {name.removeprefix(prefix): own for name, own in theirs(config).items() if name.startswith(prefix)}
+    found = import_weights(pickled(tmp_path / "R-18.pkl", bare), config)
+    assert len(found.matched) == len(bare) and all("body" not in name for name in found.missing)
+
+
+def test_another_network_is_refused(dataset_folder: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, dataset_folder, "other", backbone="resnet50")
+    path = pickled(tmp_path / "model.pkl", theirs(configured(tmp_path, dataset_folder, "small")))
+    with pytest.raises(CheckpointError, match=r"only \d+ of the detector's \d+ tensors"):
+        import_weights(path, config)
+    assert not config.folder.exists()
+
+
+class Hostile:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch {self.mark}",)
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "pth"])
+def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path, suffix: str) -> None:
+    mark, path = tmp_path / "ran", tmp_path / f"hostile.{suffix}"
+    content = {"model": {"a": np.zeros(3), "b": Hostile(mark)}}
+    if suffix == "pkl":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"is no (pickle of arrays|file of plain tensors)"):
+        read_foreign(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80\x04K", b"not a pickle", pickle.dumps([1]), pickle.dumps({"model": {}})]
+)
+def test_damaged_files_are_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.pkl").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.pkl"):
+        read_foreign(tmp_path / "model.pkl")

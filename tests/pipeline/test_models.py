@@ -1,0 +1,48 @@
+"""Backbone weights from a file, and one line where they are something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from graphkd.errors import CheckpointError
+from pipeline.config import RunConfig, resolve
+from pipeline.models import checkpoint_at, new_detector
+from tests.support.runs import small_run
+
+
+def config(folder: Path, weights: Path, backbone: str = "resnet18") -> RunConfig:
+    detector = {"weights": str(weights), "backbone": backbone, "norm": "frozen"}
+    return resolve(small_run(folder, folder, "run", detector=detector), "test")
+
+
+def test_backbone_weights_load_from_a_file(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    backbone = timm.create_model("resnet18", pretrained=False)
+    save_file(backbone.state_dict(), tmp_path / "r18.safetensors")
+    detector = new_detector(config(tmp_path, tmp_path / "r18.safetensors"), 3)
+    loaded = detector.state_dict()["model.backbone.body.layer4.1.conv2.weight"]
+    assert torch.equal(loaded, backbone.state_dict()["layer4.1.conv2.weight"])
+
+
+def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
+    save_file(timm.create_model("resnet18", pretrained=False).state_dict(), tmp_path / "r18.safetensors")
+    with pytest.raises(CheckpointError, match="tensors of backbone 'mobilenetv3_small_100' are in the weights file"):
+        new_detector(config(tmp_path, tmp_path / "r18.safetensors", "mobilenetv3_small_100"), 3)
+
+
+def test_first_weights_are_keyed_by_the_seed(tmp_path: Path) -> None:
+    plain = resolve(small_run(tmp_path, tmp_path, "run"), "test")
+    other = resolve(small_run(tmp_path, tmp_path, "run", run={"seed": 1}), "test")
+    first, again, second = (new_detector(each, 3).state_dict() for each in (plain, plain, other))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_folder_without_checkpoints_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+        checkpoint_at(tmp_path)

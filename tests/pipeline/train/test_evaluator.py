@@ -1,0 +1,199 @@
+"""Evaluation during training: exact when shared out, the best checkpoint kept, an early end, and kills in between."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from graphkd.errors import ConfigError, OutputError
+from pipeline.config import RunConfig, resolve
+from pipeline.models import run_checkpoint
+from pipeline.runs.checkpoint import newest_checkpoint
+from pipeline.runs.evaluations import best_step, out_of_patience, read_evaluations
+from pipeline.runs.metrics import read_metrics
+from pipeline.runs.start_history import only_one, read_starts
+from pipeline.train.run import evaluate_run, is_finished, train_run
+from tests.pipeline.train.test_ledger import end, output_of, spawn
+from tests.support.runs import small_run
+
+
+def run(folder: Path, packed: Path, name: str, **changes: Any) -> RunConfig:
+    changes["run"] = {"eval_every": 2, **changes.get("run", {})}
+    changes["schedule"] = {"batch": 4, "reference_batch": 4, **changes.get("schedule", {})}
+    changes["detector"] = {"score_threshold": 0.0}  # so that a detector that has learned little says something
+    return resolve(small_run(folder, packed, name, **changes), name)
+
+
+@pytest.fixture(scope="module")
+def judged(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run of four steps that was evaluated twice."""
+    config = run(tmp_path_factory.mktemp("judged"), dataset_folder, "one", engine={"threads": 1})
+    train_run(config)
+    return config
+
+
+def test_what_is_evaluated_in_training_is_what_its_checkpoint_gives(judged: RunConfig) -> None:
+    evaluations = read_evaluations(judged.folder)
+    assert [line["step"] for line in evaluations] == [2, 4] and [line["pages"] for line in evaluations] == [10, 10]
+    best = run_checkpoint(judged.folder)
+    figures = evaluate_run(judged)
+    assert best.step == figures["step"] == best_step(evaluations)
+    (line,) = [line for line in evaluations if line["step"] == best.step]
+    assert {name: line[name] for name in ("ap", "ar_100", "per_class")} == {
+        name: figures[name] for name in ("ap", "ar_100", "per_class")
+    }
+
+
+def test_evaluating_changes_nothing_of_training(judged: RunConfig, dataset_folder: Path) -> None:
+    plain = run(judged.folder.parent, dataset_folder, "plain", run={"eval_every": 0}, engine={"threads": 1})
+    train_run(plain)
+    first, second = newest_checkpoint(judged.folder / "checkpoints"), newest_checkpoint(plain.folder / "checkpoints")
+    assert first is not None and second is not None and first.weights_sha256 == second.weights_sha256
+
+
+def test_three_ranks_evaluate_ten_pages_once_each(judged: RunConfig, dataset_folder: Path, tmp_path: Path) -> None:
+    """Three ranks start from weights of one and evaluate what it did, without a step of their own in between."""
+    folder = tmp_path / "three"
+    shutil.copytree(judged.folder, folder)
+    (folder / "evaluations.jsonl").unlink()
+    content = judged.model_dump(mode="json")
+    content["run"]["folder"] = str(folder)
+    path = tmp_path / "three.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert not is_finished(resolve(content, "three")), "the last checkpoint is still to be evaluated"
+    code = "import sys; from pipeline.cli.main import main; main()"
+    processes = spawn([sys.executable, "-c", code, "train", str(path)], 3)
+    try:
+        codes = [process.wait(timeout=120) for process in processes]
+        assert codes == [0, 0, 0], output_of(processes)
+    finally:
+        end(processes)
+    before = {line["step"]: line for line in read_evaluations(judged.folder)}
+    assert read_evaluations(folder) == [before[4]]
+
+
+def test_a_run_ends_early_when_its_accuracy_does_not_rise(dataset_folder: Path, tmp_path: Path) -> None:
+    still = {"schedule": {"lr": 1e-12, "steps": 9, "optimizer": "sgd"}}
+    config = run(tmp_path, dataset_folder, "early", run={"eval_every": 1, "patience": 2, "keep": 1}, **still)
+    checkpoint = train_run(config)
+    assert [line["step"] for line in read_evaluations(config.folder)] == [1, 2, 3]
+    assert checkpoint.step == 1, "the first of equals is the best, and was kept"
+    assert sorted(path.name for path in (config.folder / "checkpoints").iterdir()) == ["step-00000001", "step-00000003"]
+    assert is_finished(config)
+    train_run(config)
+    assert len(read_starts(config.folder)) == 1, "it is not started again"
+
+
+def test_an_evaluation_that_a_kill_prevented_is_made_up_for(judged: RunConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(judged.folder, folder)
+    lines = (folder / "evaluations.jsonl").read_text().splitlines()
+    (folder / "evaluations.jsonl").write_text(lines[0] + "\n" + lines[1][:40])
+    shutil.rmtree(folder / "checkpoints" / "step-00000004")
+    config = judged.model_copy(update={"run": judged.run.model_copy(update={"folder": folder})})
+    train_run(config)
+    assert read_evaluations(folder) == read_evaluations(judged.folder)
+    assert [start.step for start in read_starts(folder)] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "best", "ends"),
+    [
+        ([], 1, None, False),
+        ([0.1], 1, 1, False),
+        ([0.1, 0.1], 1, 1, True),
+        ([0.1, 0.2, 0.2], 2, 2, False),
+        ([0.1, 0.3, 0.2, 0.3], 2, 2, True),
+        ([0.1, 0.0, 0.0, 0.0], 0, 1, False),
+    ],
+)
+def test_best_and_patience_by_hand(scores: list[float], patience: int, best: int | None, ends: bool) -> None:
+    evaluations = [{"step": step, "ap": ap} for step, ap in enumerate(scores, start=1)]
+    assert best_step(evaluations) == best
+    assert out_of_patience(evaluations, patience) is ends
+
+
+def test_a_best_checkpoint_that_is_gone_has_the_newest_stand_in(judged: RunConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(judged.folder, folder)
+    best = best_step(read_evaluations(folder))
+    shutil.rmtree(folder / "checkpoints" / f"step-{best:08d}")
+    assert run_checkpoint(folder).step == {2: 4, 4: 2}[best or 0]
+
+
+def test_evaluating_needs_pages_and_patience_needs_evaluations(dataset_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.val names nothing to evaluate on"):
+        run(tmp_path, dataset_folder, "no-pages", data={"val": None})
+    with pytest.raises(ConfigError, match=r"set run\.eval_every too"):
+        run(tmp_path, dataset_folder, "patient", run={"eval_every": 0, "patience": 3})
+
+
+def test_a_run_keeps_a_log_and_a_record_of_its_starts(judged: RunConfig) -> None:
+    text = (judged.folder / "log.txt").read_text()
+    assert "step 4: loss" in text and "step 4: AP" in text and "waited" in text
+    (start,) = read_starts(judged.folder)
+    assert (start.step, start.last_step, start.workers, start.why) == (0, 4, 1, "finished")
+    lines = read_metrics(judged.folder)
+    assert all(line["memory_gb"] > 0.1 for line in lines)
+    assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
+
+
+def test_a_changed_config_goes_on_where_that_is_allowed(judged: RunConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(judged.folder, folder)
+    content = judged.model_dump(mode="json")
+    content["run"]["folder"] = str(folder)
+    content["schedule"] |= {"steps": 6}
+    longer = resolve(content, "longer")
+    with pytest.raises(OutputError, match=r"schedule\.steps was 4, is 6.*--allow-changes"):
+        train_run(longer)
+    train_run(longer, allow_changes=True)
+    newest = newest_checkpoint(folder / "checkpoints")
+    assert newest is not None and newest.step == 6
+    (change,) = [json.loads(line) for line in (folder / "changes.jsonl").read_text().splitlines()]
+    assert change["changes"] == ["schedule.steps was 4, is 6"]
+
+
+def test_two_starts_do_not_train_one_run_at_a_time(tmp_path: Path) -> None:
+    trained = pytest.raises(OutputError, match="is being trained by another process")
+    with only_one(tmp_path), trained, only_one(tmp_path, wait_s=0):
+        pass
+    with only_one(tmp_path, wait_s=0):
+        pass
+
+
+def test_another_process_evaluates_beside_training(judged: RunConfig, dataset_folder: Path, tmp_path: Path) -> None:
+    """Training never evaluates itself, and keeps what the other one found best."""
+    from pipeline.train.watch import follow
+
+    beside = {"eval_on": "side", "eval_every": 1, "keep": 1, "checkpoint_every": 1, "patience": 9}
+    config = run(tmp_path, dataset_folder, "beside", run=beside, schedule={"steps": 6})
+    with ThreadPoolExecutor(1) as pool:
+        seen: list[int] = []
+        following = pool.submit(follow, config, lambda line: seen.append(line["step"]), poll_s=0.02)
+        train_run(config)
+        following.result(timeout=60)
+    assert seen == sorted(set(seen)) and seen[-1] == 6
+    best = best_step(read_evaluations(config.folder))
+    assert run_checkpoint(config.folder).step == best
+    assert {path.name for path in (config.folder / "checkpoints").glob("step-*")} >= {f"step-{best:08d}"}
+    assert "step 6: AP" not in (config.folder / "log.txt").read_text()
+
+
+def test_training_ends_early_by_what_was_evaluated_beside_it(dataset_folder: Path, tmp_path: Path) -> None:
+    beside = {"eval_on": "side", "eval_every": 1, "patience": 2}
+    config = run(tmp_path, dataset_folder, "beside", run=beside, schedule={"steps": 50})
+    config.folder.mkdir()
+    (config.folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    lines = [{"step": step, "ap": 0.5} for step in (1, 2, 3)]
+    (config.folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    train_run(config)
+    newest = newest_checkpoint(config.folder / "checkpoints")
+    assert newest is not None and newest.step < 50 and is_finished(config)
