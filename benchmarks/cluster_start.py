@@ -27,7 +27,7 @@ from benchmarks.common import finish, said_by
 from benchmarks.training_runs import config_file
 from cluster.slurm.ray_node import UP
 from tests.support.processes import end_all
-from tests.support.slurm import SlurmHere, _free_ports, missing
+from tests.support.slurm import SlurmHere, free_ports, missing
 
 ADDRESS = "127.0.0.2"
 STEPS = 3
@@ -63,7 +63,7 @@ def by_job(out: Path, slurm: SlurmHere, site: Path) -> float:
 def by_hand(out: Path) -> float:
     """Seconds from ``ray start`` to the first step of a training that is started once Ray says that it is up."""
     path, begin = config(out, "hand"), time.time()
-    port, client, agent = _free_ports(3)
+    port, client, agent = free_ports(3)
     words = [PYTHON, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port", str(port), "--num-cpus", "4"]
     words += ["--node-ip-address", ADDRESS, "--include-dashboard=false", "--ray-client-server-port", str(client)]
     words += ["--dashboard-agent-listen-port", str(agent), "--object-store-memory", str(256 << 20)]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 
 def die_at(owner: Any, function: str, call: int, after: bool) -> None:
@@ -61,3 +65,58 @@ def end_all(session: int) -> None:
     for pid in processes_of(session):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def spawn_ranks(command: list[str], ranks: int) -> list[subprocess.Popen[bytes]]:
+    """Start ``command`` once for each rank, as torchrun would."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # so that what a rank leaves behind is found
+        )
+        for rank in range(ranks)
+    ]
+
+
+def output_of(processes: list[subprocess.Popen[bytes]]) -> str:
+    """What they said, once none that they started is left: loader workers must not outlive their rank."""
+    deadline = time.monotonic() + 20
+    for process in processes:
+        while group_lives(process.pid):
+            assert time.monotonic() < deadline, f"rank {process.args} has left processes behind"
+            time.sleep(0.05)
+    return b"\n".join(process.communicate()[1] for process in processes).decode()
+
+
+def group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def end_ranks(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of ``size`` mounted at ``folder``; skips the test where none can be mounted."""
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], capture_output=True)
+    if made.returncode:
+        pytest.skip(f"no file system can be mounted here: {made.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ SMALL_DETECTOR: dict[str, Any] = {
     "rpn_batch": 32,
     "roi_batch": 16,
 }
+
+VIEW = {"view": {"canvas": [128, 96], "shortest_edge": [96, 96]}}
+StudentOf = Callable[..., RunConfig]
+"""``student_of(cache, **teacher)``: see the fixture."""
 
 
 def small_run(folder: Path, packed: Path, name: str, **changes: Any) -> dict[str, Any]:

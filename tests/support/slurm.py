@@ -110,7 +110,7 @@ class SlurmHere:
             ]
         )
         first_job = int(time.time()) % 60_000_000  # never the id of an earlier cluster's job
-        config = CONFIG.format(folder=self.folder, host=socket.gethostname(), ports=_free_ports(3), first_job=first_job)
+        config = CONFIG.format(folder=self.folder, host=socket.gethostname(), ports=free_ports(3), first_job=first_job)
         (self.folder / "slurm.conf").write_text(config)
         self._run(["slurmctld"])
         self._until(lambda: self.quietly("scontrol", "ping"), "slurmctld")
@@ -177,7 +177,7 @@ class SlurmHere:
             time.sleep(0.2)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     probes = [socket.socket() for _ in range(count)]
     for probe in probes:
         probe.bind(("127.0.0.1", 0))

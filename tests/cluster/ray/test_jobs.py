@@ -20,7 +20,7 @@ from pipeline.runs.ledger import read_ledger
 from pipeline.runs.start_history import read_starts
 from tests.support.processes import end_all, wait_for
 from tests.support.runs import small_run
-from tests.support.slurm import _free_ports
+from tests.support.slurm import free_ports
 
 pytestmark = [pytest.mark.kill, pytest.mark.ray]
 
@@ -50,7 +50,7 @@ def start_head(ports: list[int]) -> subprocess.Popen[bytes]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    ports = _free_ports(4)
+    ports = free_ports(4)
     head = start_head(ports)
     yield f"http://127.0.0.2:{ports[1]}"
     end_all(head.pid)
@@ -155,7 +155,7 @@ def test_a_run_goes_on_when_it_is_submitted_again_after_its_driver_and_its_head_
 ) -> None:
     config, path = configured(tmp_path, dataset_folder, "lost", 120)
     resume = ["jobs", "resume", str(config.folder)]
-    ports = _free_ports(4)
+    ports = free_ports(4)
     head = start_head(ports)
     try:
         assert submit(f"http://127.0.0.2:{ports[1]}", path, "--no-wait").returncode == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,7 @@ import pytest
 
 from pipeline.config import RunConfig, resolve
 from pipeline.train.run import train_run
-from tests.support.runs import small_run
-
-VIEW = {"view": {"canvas": [128, 96], "shortest_edge": [96, 96]}}
-StudentOf = Callable[..., RunConfig]
+from tests.support.runs import VIEW, StudentOf, small_run
 
 
 @pytest.fixture(scope="session")

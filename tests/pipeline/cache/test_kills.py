@@ -11,8 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -27,9 +25,8 @@ from pipeline.cache.build import build_cache, local_builders
 from pipeline.cache.verify import check_bytes
 from pipeline.config import RunConfig
 from pipeline.core.files import locked
-from tests.pipeline.cache.conftest import StudentOf
-from tests.support.processes import clean_processes, die_at, end_all, processes_of, wait_for
-from tests.support.runs import build_here
+from tests.support.processes import clean_processes, die_at, end_all, processes_of, small_disk, wait_for
+from tests.support.runs import StudentOf, build_here
 
 pytestmark = [pytest.mark.cache, pytest.mark.kill]
 
@@ -186,18 +183,6 @@ def ended(*children: BaseProcess) -> None:
     for child in children:
         child.join(120)
         assert child.exitcode is not None
-
-
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], capture_output=True)
-    if made.returncode:
-        pytest.skip(f"no file system can be mounted here: {made.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_ends_a_build_cleanly(student_of: StudentOf, unkilled: dict[str, bytes], tmp_path: Path) -> None:

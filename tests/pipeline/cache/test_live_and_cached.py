@@ -15,8 +15,7 @@ from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.loading.loader import PageItems, collate
 from pipeline.data.loading.order import SampleRef
 from pipeline.train.builders import build_step, signal_source
-from tests.pipeline.cache.conftest import StudentOf
-from tests.support.runs import build_here
+from tests.support.runs import StudentOf, build_here
 
 pytestmark = [pytest.mark.method, pytest.mark.cache]
 

@@ -30,8 +30,7 @@ from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.loading.loader import PageItems, collate
 from pipeline.data.loading.order import SampleRef
 from pipeline.train.builders import signal_source
-from tests.pipeline.cache.conftest import StudentOf
-from tests.support.runs import build_here
+from tests.support.runs import StudentOf, build_here
 from tests.support.servers import served_bucket, served_files
 
 pytestmark = pytest.mark.cache

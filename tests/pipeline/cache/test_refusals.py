@@ -23,9 +23,8 @@ from pipeline.data.prepare.pack import pack
 from pipeline.data.storage.local import LocalStore
 from pipeline.train.builders import signal_source
 from pipeline.train.run import train_run
-from tests.conftest import write_coco
-from tests.pipeline.cache.conftest import VIEW, StudentOf
-from tests.support.runs import build_here, small_run
+from tests.support.pages import write_coco
+from tests.support.runs import VIEW, StudentOf, build_here, small_run
 
 pytestmark = pytest.mark.cache
 

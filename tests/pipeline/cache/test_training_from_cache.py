@@ -11,8 +11,7 @@ from pipeline.cache.quantize import Precision
 from pipeline.config import RunConfig
 from pipeline.runs.metrics import read_metrics
 from pipeline.train.run import train_run
-from tests.pipeline.cache.conftest import StudentOf
-from tests.support.runs import build_here
+from tests.support.runs import StudentOf, build_here
 
 pytestmark = pytest.mark.cache
 

@@ -20,7 +20,7 @@ from pipeline.runs.evaluations import best_step, out_of_patience, read_evaluatio
 from pipeline.runs.metrics import read_metrics
 from pipeline.runs.start_history import only_one, read_starts
 from pipeline.train.run import evaluate_run, is_finished, train_run
-from tests.pipeline.train.test_ledger import end, output_of, spawn
+from tests.support.processes import end_ranks, output_of, spawn_ranks
 from tests.support.runs import small_run
 
 
@@ -69,12 +69,12 @@ def test_three_ranks_evaluate_ten_pages_once_each(judged: RunConfig, dataset_fol
     path.write_text(yaml.safe_dump(content))
     assert not is_finished(resolve(content, "three")), "the last checkpoint is still to be evaluated"
     code = "import sys; from pipeline.cli.main import main; main()"
-    processes = spawn([sys.executable, "-c", code, "train", str(path)], 3)
+    processes = spawn_ranks([sys.executable, "-c", code, "train", str(path)], 3)
     try:
         codes = [process.wait(timeout=120) for process in processes]
         assert codes == [0, 0, 0], output_of(processes)
     finally:
-        end(processes)
+        end_ranks(processes)
     before = {line["step"]: line for line in read_evaluations(judged.folder)}
     assert read_evaluations(folder) == [before[4]]
 

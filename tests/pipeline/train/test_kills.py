@@ -16,18 +16,15 @@ import pytest
 import torch
 import yaml
 
-from pipeline.config import RunConfig, resolve
-from pipeline.runs.checkpoint import MANIFEST, load_weights, newest_checkpoint
+from pipeline.config import RunConfig
+from pipeline.runs.checkpoint import MANIFEST, newest_checkpoint
 from pipeline.runs.ledger import read_ledger
-from pipeline.runs.metrics import read_metrics
 from pipeline.train.run import train_run
-from tests.support.processes import clean_processes, die_at, end_all, processes_of, wait_for
-from tests.support.runs import build_here, small_run
+from tests.support.kill_runs import STEPS, Outcome, check, configured, outcome
+from tests.support.processes import clean_processes, die_at, end_all, processes_of, small_disk, spawn_ranks, wait_for
+from tests.support.runs import build_here
 
 pytestmark = pytest.mark.kill
-
-STEPS = 6
-Outcome = tuple[dict[str, torch.Tensor], Any, list[dict[str, Any]], dict[int, list[int]]]
 
 
 @pytest.fixture(autouse=True)
@@ -44,40 +41,6 @@ def processes() -> ForkServerContext:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kills")
-
-
-def configured(root: Path, packed: Path, name: str, kind: str, **engine: Any) -> RunConfig:
-    """A teacher, or a student with a live or cached one; a log line covers steps from before and after a checkpoint."""
-    changes: dict[str, Any] = {
-        "schedule": {"steps": STEPS},
-        "run": {"ledger": True, "log_every": 3},
-        "engine": {"threads": 1, **engine},
-        "data": {"val": None},
-    }
-    if kind != "teacher":
-        nodes = {"count": 8, "min_score": 0.0}
-        teacher = {"run": str(root / "teacher-unkilled"), "statistics_pages": 4, "nodes": nodes, "signals": kind}
-        changes |= {"method": {"name": "graphkd"}, "teacher": teacher}
-    return resolve(small_run(root, packed, name, **changes), name)
-
-
-def outcome(config: RunConfig) -> Outcome:
-    """Weights, optimiser, metrics without times, and ledger of a finished run."""
-    checkpoint = newest_checkpoint(config.folder / "checkpoints")
-    assert checkpoint is not None and checkpoint.step == config.schedule.steps
-    optimizer = torch.load(checkpoint.folder / "optimizer.pt", weights_only=True)
-    lines = [{name: line[name] for name in ("step", "loss", "terms", "lr")} for line in read_metrics(config.folder)]
-    return load_weights(checkpoint.folder / "model.safetensors"), optimizer, lines, read_ledger(config.folder)
-
-
-def same(first: Any, second: Any) -> bool:
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[name], second[name]) for name in first)
-    if isinstance(first, (list, tuple)):
-        return len(first) == len(second) and all(map(same, first, second))
-    return bool(first == second)
 
 
 @pytest.fixture(scope="module")
@@ -110,15 +73,6 @@ def train_and_die(config: RunConfig, stage: str, call: int, after: bool) -> None
     torch.set_num_threads(1)
     die_at(owner, function, call, after)
     train_run(config)
-
-
-def check(config: RunConfig, expected: Outcome) -> None:
-    """Train to the end: everything is that of the run that was not killed, and nothing else is left behind."""
-    train_run(config)
-    assert same(outcome(config), expected)
-    left = [path.name for path in (config.folder / "checkpoints").iterdir()]
-    assert sorted(left) == [f"step-{step:08d}" for step in (STEPS - 2, STEPS)]
-    assert not list(config.folder.rglob("*.tmp")) and not list(config.folder.glob(".stop"))
 
 
 STAGES = [
@@ -235,7 +189,6 @@ def test_a_full_disk_ends_a_run_cleanly_and_it_goes_on(
     root: Path, dataset_folder: Path, unkilled: dict[str, Outcome], tmp_path: Path
 ) -> None:
     from graphkd.errors import OutputError
-    from tests.pipeline.cache.test_kills import small_disk
 
     config = configured(root, dataset_folder, "full", "teacher")
     size = sum(path.stat().st_size for path in (root / "teacher-unkilled" / "checkpoints").rglob("*") if path.is_file())
@@ -311,10 +264,8 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_its_exit_code(
 
 
 def test_a_signal_to_one_rank_ends_all_at_the_same_step(root: Path, dataset_folder: Path, tmp_path: Path) -> None:
-    from tests.pipeline.train.test_ledger import spawn
-
     config = configured(root, dataset_folder, "two-ranks", "teacher")
-    ranks = spawn(slow_run(config, tmp_path), 2)
+    ranks = spawn_ranks(slow_run(config, tmp_path), 2)
     try:
         wait_for(lambda: read_ledger(config.folder), "the first step")
         ranks[1].send_signal(signal.SIGTERM)

@@ -21,7 +21,7 @@ from pipeline.runs.ledger import read_ledger
 from pipeline.runs.start_history import read_starts
 from pipeline.train.engines import ray as ray_engine
 from pipeline.train.run import train_run
-from tests.pipeline.train.test_kills import STEPS, Outcome, check, configured, outcome, same
+from tests.support.kill_runs import STEPS, Outcome, check, configured, outcome, same
 from tests.support.processes import die_at, end_all, processes_of, wait_for
 
 pytestmark = [pytest.mark.kill, pytest.mark.ray]

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +21,8 @@ from pipeline.config import load_config
 from pipeline.data.prepare.pack import pack
 from pipeline.runs.ledger import read_ledger
 from pipeline.train.engines.local import run_local
-from tests.conftest import write_coco
+from tests.support.pages import write_coco
+from tests.support.processes import end_ranks, output_of, spawn_ranks
 from tests.support.runs import small_run
 
 pytestmark = [pytest.mark.ledger, pytest.mark.kill]
@@ -69,26 +66,10 @@ def config_file(folder: Path, packed: Path, name: str, steps: int, **run: Any) -
     return path
 
 
-def spawn(command: list[str], ranks: int) -> list[subprocess.Popen[bytes]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    return [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # so that what a rank leaves behind is found
-        )
-        for rank in range(ranks)
-    ]
-
-
 def run(config: Path, folder: Path, start: Start) -> None:
     """Start the ranks; kill the victim once the ledger shows its step, whereupon the others must end by themselves."""
     command = [sys.executable, "-c", WORKER, str(config), f"data.loader_workers={start.workers}"]
-    processes = spawn(command, start.ranks)
+    processes = spawn_ranks(command, start.ranks)
     try:
         if start.kill_at is not None:
             wait_for_step(folder, start.kill_at, processes)
@@ -96,36 +77,11 @@ def run(config: Path, folder: Path, start: Start) -> None:
         codes = [process.wait(timeout=120) for process in processes]
         errors = output_of(processes)
     finally:
-        end(processes)
+        end_ranks(processes)
     if start.kill_at is None:
         assert codes == [0] * start.ranks, errors
     else:
         assert all(code != 0 for code in codes), f"rank {start.victim} was killed, but {codes}"
-
-
-def output_of(processes: list[subprocess.Popen[bytes]]) -> str:
-    """What they said, once none that they started is left: loader workers must not outlive their rank."""
-    deadline = time.monotonic() + 20
-    for process in processes:
-        while group_lives(process.pid):
-            assert time.monotonic() < deadline, f"rank {process.args} has left processes behind"
-            time.sleep(0.05)
-    return b"\n".join(process.communicate()[1] for process in processes).decode()
-
-
-def group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def end(processes: list[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def wait_for_step(folder: Path, step: int, processes: list[subprocess.Popen[bytes]]) -> None:
@@ -230,11 +186,11 @@ with local_world("cpu") as world:
 @pytest.mark.parametrize("ranks", [2, 6])
 def test_the_finite_pass_gives_every_page_once_and_lets_no_rank_wait(pages: Path, ranks: int) -> None:
     """Also where ranks get unequal numbers of batches, or none at all: there is no collective until all are done."""
-    processes = spawn([sys.executable, "-c", FINITE, str(pages)], ranks)
+    processes = spawn_ranks([sys.executable, "-c", FINITE, str(pages)], ranks)
     try:
         assert [process.wait(timeout=100) for process in processes] == [0] * ranks
     finally:
-        end(processes)
+        end_ranks(processes)
 
 
 def test_another_dataset_seed_or_batch_is_refused(pages: Path, tmp_path: Path) -> None:

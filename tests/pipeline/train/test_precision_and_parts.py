@@ -18,7 +18,7 @@ from pipeline.runs.checkpoint import load_weights, newest_checkpoint
 from pipeline.runs.ledger import read_ledger
 from pipeline.runs.metrics import read_metrics
 from pipeline.train.run import train_run
-from tests.pipeline.train.test_ledger import end, output_of, spawn
+from tests.support.processes import end_ranks, output_of, spawn_ranks
 from tests.support.runs import build_here, small_run
 
 # Small plain steps: at random weights, large ones let rounding grow a hundredfold from one step to the next.
@@ -86,12 +86,12 @@ def test_other_numbers_of_ranks_give_the_same_losses(
         "-c",
         f"import sys; sys.argv = {command[2:]!r}; from pipeline.cli.main import main; main()",
     ]
-    processes = spawn(command, ranks)
+    processes = spawn_ranks(command, ranks)
     try:
         codes = [process.wait(timeout=120) for process in processes]
         errors = output_of(processes)
     finally:
-        end(processes)
+        end_ranks(processes)
     assert codes == [0] * ranks, errors
     assert read_ledger(many.folder) == read_ledger(one.folder)
     assert losses(many.folder) == pytest.approx(losses(one.folder), rel=1e-5)
@@ -214,12 +214,12 @@ def test_a_page_whose_loss_is_not_finite_ends_all_ranks_before_the_step(dataset_
     config = run(tmp_path, dataset_folder, "spoiled", **changes)
     path = tmp_path / "spoiled.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    processes = spawn([sys.executable, "-c", WORKER.format(sample=sample, config=str(path))], 2)
+    processes = spawn_ranks([sys.executable, "-c", WORKER.format(sample=sample, config=str(path))], 2)
     try:
         assert [process.wait(timeout=120) for process in processes] == [1, 1]
         said = output_of(processes)
     finally:
-        end(processes)
+        end_ranks(processes)
     key = PackedDataset(dataset_folder).record(sample).key
     assert said.count(f"step {bad_step}: gradients are not finite (loss_box nan on {key}") == 2
     assert said.count("loss_box nan); the step was not taken") == 2
