@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from graphkd.batch import Features, PageBatch, RegionPredictions
 from graphkd.detectors import DetectorModule
-from graphkd.errors import CacheError
+from graphkd.errors import ConfigError
 from graphkd.method import TeacherStatistics, build_graph, dsig_loss, graphkd_loss, pkd_loss
 from graphkd.method.baselines import map_loss
 from graphkd.method.config import MethodConfig
@@ -116,17 +116,17 @@ class TrainingStep(nn.Module):
         spec, statistics = self.detector.spec, self.statistics
         channels, side = said.pooled.shape[2], said.pooled.shape[-1]
         if statistics is not None and channels != len(statistics.mean):
-            raise CacheError(
+            raise ConfigError(
                 f"the teacher's nodes have {channels} channels and its statistics {len(statistics.mean)}, to which the "
                 "student was adapted; build statistics and cache from one teacher"
             )
         if side != spec.pooled_side and not said.describes:
-            raise CacheError(
+            raise ConfigError(
                 f"the teacher pools {side} x {side} and the student {spec.pooled_side} x {spec.pooled_side}; "
                 "give both the same detector.pooled_side"
             )
         if said.logits is not None and said.logits.shape[-1] != spec.num_classes + 1:
-            raise CacheError(
+            raise ConfigError(
                 f"the teacher knows {said.logits.shape[-1] - 1} classes and the student {spec.num_classes}; "
                 "distil on the dataset that the teacher was trained for"
             )

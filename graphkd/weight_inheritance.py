@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphkd.detectors import DetectorModule
 from graphkd.detectors.detectron2.names import in_framework
-from graphkd.errors import CacheError
+from graphkd.errors import ConfigError
 from graphkd.method.config import MethodConfig
 
 
@@ -16,7 +16,7 @@ def inherit(student: DetectorModule, teacher: DetectorModule, method: MethodConf
     Faster R-CNN pass between frameworks; those of RetinaNet have no common names.
 
     Raises:
-        CacheError: where ``method.inherit`` is true and a part has another shape in the two, naming both.
+        ConfigError: where ``method.inherit`` is true and a part has another shape in the two, naming both.
     """
     if not method.inherits:
         return []
@@ -29,7 +29,7 @@ def inherit(student: DetectorModule, teacher: DetectorModule, method: MethodConf
         if method.inherit is None:
             return []
         own = tuple(ours[name].shape) if name in ours else "none"
-        raise CacheError(
+        raise ConfigError(
             f"{name} is {tuple(values.shape)} in the teacher and {own} in the student; give both the same "
             "architecture, fpn_channels and head_width, or leave method.inherit out"
         )

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from graphkd.detectors import DetectorModule, build_detector
-from graphkd.errors import CheckpointError, ConfigError
+from graphkd.errors import ConfigError
 from pipeline.config import RunConfig, load_config
+from pipeline.core.errors import CheckpointError
 from pipeline.core.files import fingerprint
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.runs.checkpoint import (

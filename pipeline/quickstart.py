@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from graphkd.errors import OutputError
 from pipeline.cache.build import build_cache, local_builders
 from pipeline.config import RunConfig, load_config
+from pipeline.core.errors import OutputError
 from pipeline.core.files import claim_folder, write_json
 from pipeline.core.progress import Stage, phased
 from pipeline.core.ray_session import ray_session

@@ -23,7 +23,8 @@ from cluster.slurm.rendezvous import ClusterError, Rendezvous
 from cluster.slurm.restart_budget import CANCELLED, FAILED, FINISHED, PREEMPTED, REFUSED, Lives, requeue
 from cluster.slurm.slurm_env import Place, address_of, own_place
 from cluster.slurm.spec import JobSpec
-from graphkd.errors import TEMPORARY_FAILURE, UserError
+from graphkd.errors import UserError
+from pipeline.core.errors import TEMPORARY_FAILURE
 
 log = logging.getLogger("graphkd.cluster")
 

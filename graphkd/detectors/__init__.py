@@ -28,7 +28,7 @@ def build_detector(
     """Build the detector of ``config`` for K classes and canvases of (height, width) px.
 
     Weights other than ``backbone_weights`` (a bare backbone's state dict) are random, from torch's global generator.
-    Raises ConfigError for a backbone that cannot be built, CheckpointError for weights that do not fit it.
+    Raises ConfigError for a backbone that cannot be built, WeightsError for weights that do not fit it.
     """
     if config.framework == "detectron2":
         return _build_detectron2(config, num_classes, canvas, backbone_weights)

@@ -13,7 +13,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from graphkd.detectors.config import DetectorConfig
 from graphkd.detectors.norm import with_norm
-from graphkd.errors import CheckpointError, ConfigError
+from graphkd.errors import ConfigError, WeightsError
 
 
 class PyramidBackbone(nn.Module):
@@ -74,7 +74,7 @@ def build_backbone(
     """Build the backbone that ``config`` names, with its pyramid, for canvases of (height, width) px.
 
     ``weights`` is the state dict of the bare backbone, where the config names a file. Faster R-CNN gets levels P2-P6,
-    RetinaNet P3-P7. Raises ConfigError for a name timm does not know and CheckpointError for weights that do not fit.
+    RetinaNet P3-P7. Raises ConfigError for a name timm does not know and WeightsError for weights that do not fit.
     """
     body, levels, in_channels, _ = build_bottom_up(config, canvas, weights)
     retina = config.architecture == "retinanet"
@@ -127,7 +127,7 @@ def _load_weights(body: nn.Module, weights: Mapping[str, Tensor], name: str) -> 
     own = body.state_dict()
     fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
     if len(fitting) < 0.9 * len(own):
-        raise CheckpointError(
+        raise WeightsError(
             f"only {len(fitting)} of {len(own)} tensors of backbone {name!r} are in the weights file; "
             "give the state dict of that timm model"
         )

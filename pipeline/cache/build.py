@@ -16,7 +16,7 @@ from typing import Protocol
 
 import torch
 
-from graphkd.errors import CacheError, ConfigError, OutputError
+from graphkd.errors import ConfigError
 from pipeline.cache.builder import CacheBuilder, Progress, is_built
 from pipeline.cache.format import (
     CACHE_FILE,
@@ -30,6 +30,7 @@ from pipeline.cache.format import (
 from pipeline.cache.index import read_cache_index
 from pipeline.cache.rows import require_file
 from pipeline.config import RunConfig
+from pipeline.core.errors import CacheError, OutputError
 from pipeline.core.files import leftovers, locked, sha256_file, write_json
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.storage.local import LocalStore

@@ -15,8 +15,8 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from graphkd.errors import CacheError, DataError
 from pipeline.cache.quantize import Precision
+from pipeline.core.errors import CacheError, DataError
 from pipeline.data.format.schema import index_path
 from pipeline.data.storage.base import Store
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import pyarrow as pa
 from pydantic import ValidationError
 
-from graphkd.errors import CacheError
 from pipeline.cache.format import FACTS, INDEX_SCHEMA, CachedShard, cache_index_name
+from pipeline.core.errors import CacheError
 from pipeline.core.files import fingerprint, replaced
 from pipeline.data.storage.base import Store
 

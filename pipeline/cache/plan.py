@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from graphkd.errors import OutputError
 from pipeline.cache.build import require_ours
 from pipeline.cache.builder import CacheBuilder
 from pipeline.cache.compare import evenly_spread
 from pipeline.cache.format import cache_index_name, cache_shard_name
 from pipeline.cache.sizes import Size, row_bytes, sizes
 from pipeline.config import RunConfig
+from pipeline.core.errors import OutputError
 
 TEST_BYTES = 64 << 20
 MARGIN = 1.02  # of free space that a plan leaves alone: indexes, other writers

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from graphkd.batch import PageBatch
-from graphkd.errors import CacheError
 from graphkd.signals import TeacherSignals
 from pipeline.cache.format import CacheJson, read_cache_json
 from pipeline.cache.quantize import decode
 from pipeline.cache.rows import CacheRows, Row, require_file
+from pipeline.core.errors import CacheError
 from pipeline.core.parallel import ahead
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.storage.base import FileFacts, StorageConfig

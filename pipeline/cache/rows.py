@@ -15,9 +15,9 @@ import xxhash
 from cachetools import LRUCache, cachedmethod
 from numpy.typing import NDArray
 
-from graphkd.errors import CacheError
 from pipeline.cache.format import CachedShard, CacheJson, cache_schema
 from pipeline.cache.index import CacheEntry, CacheIndex, read_cache_index
+from pipeline.core.errors import CacheError
 from pipeline.data.storage.base import Range, Store
 from pipeline.data.storage.local import LocalStore
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 import xxhash
 
-from graphkd.errors import CacheError, DataError
 from pipeline.cache.compare import LOSS_BOUND, Agreement, compare_with_live
 from pipeline.cache.format import CachedShard, CacheJson, read_cache_json
 from pipeline.cache.index import read_cache_index
 from pipeline.cache.reader import CachedTeacher
 from pipeline.cache.rows import require_file
 from pipeline.config import RunConfig
+from pipeline.core.errors import CacheError, DataError
 from pipeline.core.files import sha256_file
 from pipeline.core.parallel import each
 from pipeline.data.format.dataset import PackedDataset

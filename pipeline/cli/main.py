@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _exit_code(error: Exception) -> int:
-    from graphkd.errors import TEMPORARY_FAILURE, LostWorkersError, StoppedError
+    from pipeline.core.errors import TEMPORARY_FAILURE, LostWorkersError, StoppedError
 
     if isinstance(error, LostWorkersError):
         return TEMPORARY_FAILURE

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from graphkd.errors import StoppedError
+from pipeline.core.errors import StoppedError
 
 CPU = torch.device("cpu")
 LONGEST_WAIT = timedelta(hours=2)

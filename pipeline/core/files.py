@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from graphkd.errors import NoLocksError, OutputError
+from pipeline.core.errors import NoLocksError, OutputError
 
 CHUNK_BYTES = 1 << 20
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from graphkd.errors import LostWorkersError, UserError
+from graphkd.errors import UserError
+from pipeline.core.errors import LostWorkersError
 
 OBJECT_STORE_BYTES = 256 << 20  # nothing large passes through Ray's object store
 LOOPBACK = "127.0.0.1"

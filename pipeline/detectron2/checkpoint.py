@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphkd.errors import CheckpointError
+from pipeline.core.errors import CheckpointError
 from pipeline.runs.checkpoint import load_weights
 
 Part = Literal["student", "teacher"]

@@ -11,9 +11,9 @@ from torch import Tensor
 from graphkd.detectors import DetectorModule
 from graphkd.detectors.detectron2.names import Fit, as_detectron2, detectron2_name, fit
 from graphkd.distill import TrainingStep
-from graphkd.errors import CheckpointError
 from graphkd.method.config import MethodConfig
 from pipeline.config import RunConfig
+from pipeline.core.errors import CheckpointError
 from pipeline.core.files import write_atomic
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.loading.state import DataState

@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from graphkd.errors import DataError
+from pipeline.core.errors import DataError
 from pipeline.data.prepare.coco import load_coco
 
 METRICS = (

@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
-from graphkd.errors import DataError
+from pipeline.core.errors import DataError
 from pipeline.core.files import write_atomic
 from pipeline.data.format.dataset import PackedDataset, Record
 from pipeline.report.curves import class_bars, class_names, loss_curves

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from graphkd.errors import DataError
+from pipeline.core.errors import DataError
 from pipeline.runs.evaluations import read_evaluations
 from pipeline.runs.start_history import Start, read_starts
 

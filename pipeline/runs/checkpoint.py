@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from graphkd.errors import CheckpointError
+from pipeline.core.errors import CheckpointError
 from pipeline.core.files import sha256_file
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from graphkd.errors import OutputError
 from pipeline.config import RunConfig, load_config
+from pipeline.core.errors import OutputError
 from pipeline.core.files import append_line, claim_folder, leftovers, write_atomic
 from pipeline.models import CONFIG_FILE
 

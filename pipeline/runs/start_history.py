@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graphkd.errors import NoLocksError, OutputError
 from pipeline.core.distributed import World
+from pipeline.core.errors import NoLocksError, OutputError
 from pipeline.core.files import append_line, locked
 from pipeline.core.jsonl import read_lines
 

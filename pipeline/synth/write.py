@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from graphkd.errors import OutputError
+from pipeline.core.errors import OutputError
 from pipeline.core.files import claim_folder, write_json
 from pipeline.synth.categories import CATEGORIES, TEXT_CATEGORIES
 from pipeline.synth.page import Region, draw_page

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from graphkd.detectors import DetectorModule
-from graphkd.errors import CacheError, ConfigError
+from graphkd.errors import ConfigError
 from pipeline.cache.format import CACHE_VERSION
 from pipeline.config import RunConfig, TeacherConfig
+from pipeline.core.errors import CacheError
 from pipeline.core.files import fingerprint
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.models import run_checkpoint, run_config, teacher_identity, trained_detector

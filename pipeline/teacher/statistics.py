@@ -15,10 +15,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from graphkd.batch import PageBatch
-from graphkd.errors import CacheError, DataError
 from graphkd.method import StatisticsAccumulator, TeacherStatistics
 from graphkd.nodes import live_signals
 from pipeline.config import RunConfig
+from pipeline.core.errors import CacheError, DataError
 from pipeline.core.files import write_atomic
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.loading.batches import FiniteBatches

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from graphkd.errors import TrainingError
 from pipeline.core.distributed import World
+from pipeline.core.errors import TrainingError
 
 Terms = dict[str, Tensor]
 SHOWN = 4

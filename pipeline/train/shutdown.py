@@ -16,8 +16,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from graphkd.errors import StoppedError
 from pipeline.core.distributed import World
+from pipeline.core.errors import StoppedError
 
 STOP_FILE = ".stop"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)

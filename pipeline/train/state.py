@@ -8,8 +8,8 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 
 from graphkd.distill import TrainingStep
-from graphkd.errors import CheckpointError
 from pipeline.config import RunConfig
+from pipeline.core.errors import CheckpointError
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.loading.state import DataState, read_state
 from pipeline.models import CHECKPOINTS

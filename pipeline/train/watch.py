@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from graphkd.errors import CheckpointError
 from pipeline.config import RunConfig
 from pipeline.core.distributed import pick_device
+from pipeline.core.errors import CheckpointError
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.evaluate.inference import evaluate
 from pipeline.models import CHECKPOINTS, dataset_classes, trained_detector

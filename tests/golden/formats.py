@@ -189,7 +189,7 @@ def job_scripts() -> dict[str, str]:
 
 def exit_codes() -> dict[str, int]:
     """Exit codes of the command line by what went wrong."""
-    from graphkd.errors import LostWorkersError, StoppedError
+    from pipeline.core.errors import LostWorkersError, StoppedError
 
     errors = {"lost workers": LostWorkersError("x"), "SIGTERM": StoppedError("x", 15), "interrupt": KeyboardInterrupt()}
     commands = {

@@ -8,7 +8,7 @@ import torch
 from graphkd.batch import PageBatch
 from graphkd.detectors import DetectorConfig, DetectorModule, build_detector
 from graphkd.distill import TrainingStep
-from graphkd.errors import CacheError
+from graphkd.errors import ConfigError
 from graphkd.method import StatisticsAccumulator, TeacherStatistics
 from graphkd.method.config import MethodConfig
 from graphkd.nodes import NodePolicy, live_signals, teacher_pass
@@ -116,7 +116,7 @@ def test_the_student_alone_needs_no_teacher(batch: PageBatch) -> None:
 def test_another_pooled_side_is_refused_by_name(batch: PageBatch) -> None:
     signals = signals_of(batch)
     step = TrainingStep(detector(pooled_side=5), MethodConfig(name="graphkd"), fitted(signals))
-    with pytest.raises(CacheError, match="teacher pools 7 x 7 and the student 5 x 5"):
+    with pytest.raises(ConfigError, match="teacher pools 7 x 7 and the student 5 x 5"):
         step(batch, signals)
 
 
@@ -177,7 +177,7 @@ def test_a_student_inherits_all_that_reads_the_pyramid(batch: PageBatch) -> None
 
 def test_inheriting_from_another_width_is_left_out_or_refused_naming_both() -> None:
     assert inherit(detector(channels=16), detector(channels=24), MethodConfig(name="graphkd")) == []
-    with pytest.raises(CacheError, match=r"is \(.*24.*\) in the teacher and \(.*16.*\) in the student"):
+    with pytest.raises(ConfigError, match=r"is \(.*24.*\) in the teacher and \(.*16.*\) in the student"):
         inherit(detector(channels=16), detector(channels=24), MethodConfig(name="graphkd", inherit=True))
 
 
@@ -195,7 +195,7 @@ def test_only_graphkd_inherits_unasked(method: str, inherits: bool) -> None:
 def test_a_cache_of_another_width_than_the_statistics_names_both(batch: PageBatch) -> None:
     step = TrainingStep(detector(), MethodConfig(name="graphkd"), fitted(signals_of(batch)))
     wide = live_signals(detector(channels=24).eval(), batch, NodePolicy(count=COUNT, min_score=0.0))
-    with pytest.raises(CacheError, match="nodes have 24 channels and its statistics 16"):
+    with pytest.raises(ConfigError, match="nodes have 24 channels and its statistics 16"):
         step(batch, wide)
 
 

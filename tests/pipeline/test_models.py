@@ -9,8 +9,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from graphkd.errors import CheckpointError
+from graphkd.errors import WeightsError
 from pipeline.config import RunConfig, resolve
+from pipeline.core.errors import CheckpointError
 from pipeline.models import checkpoint_at, new_detector
 from tests.support.runs import small_run
 
@@ -31,7 +32,7 @@ def test_backbone_weights_load_from_a_file(tmp_path: Path) -> None:
 
 def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
     save_file(timm.create_model("resnet18", pretrained=False).state_dict(), tmp_path / "r18.safetensors")
-    with pytest.raises(CheckpointError, match="tensors of backbone 'mobilenetv3_small_100' are in the weights file"):
+    with pytest.raises(WeightsError, match="tensors of backbone 'mobilenetv3_small_100' are in the weights file"):
         new_detector(config(tmp_path, tmp_path / "r18.safetensors", "mobilenetv3_small_100"), 3)
 
 

@@ -19,7 +19,7 @@ from cachetools import LRUCache, cachedmethod
 from numpy.typing import NDArray
 from PIL import Image
 
-from graphkd.errors import DataError
+from pipeline.core.errors import DataError
 from pipeline.data.format.index import IndexRow, ShardIndex, open_index, parse_index
 from pipeline.data.format.schema import DATASET_FILE, DatasetJson, index_path, parse_dataset_json, read_dataset_json
 from pipeline.data.loading.augmentation import DECODING_ERRORS

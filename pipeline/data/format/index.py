@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from graphkd.errors import DataError, OutputError
+from pipeline.core.errors import DataError, OutputError
 from pipeline.core.files import replaced
 from pipeline.data.format.schema import IMAGE_EXTENSIONS, INDEX_SCHEMA, SampleJson, index_path
 

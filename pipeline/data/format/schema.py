@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from graphkd.errors import DataError
+from pipeline.core.errors import DataError
 from pipeline.core.files import fingerprint
 
 FORMAT_VERSION = 1

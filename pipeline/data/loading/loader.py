@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from graphkd.batch import PageBatch
-from graphkd.errors import DataError
+from pipeline.core.errors import DataError
 from pipeline.data.format.dataset import BadSampleError, PackedDataset, Record
 from pipeline.data.loading.augmentation import (
     DECODING_ERRORS,

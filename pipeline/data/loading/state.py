@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from graphkd.errors import CheckpointError
+from pipeline.core.errors import CheckpointError
 from pipeline.data.loading.order import ORDER_VERSION
 
 STATE_VERSION = 2

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from graphkd.errors import DataError
+from pipeline.core.errors import DataError
 from pipeline.core.files import sha256_file
 from pipeline.data.format.index import (
     Parts,

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from graphkd.errors import DataError
+from pipeline.core.errors import DataError
 
 EDGE_TOLERANCE_PX = 2.0  # rounding in published annotations; such boxes are clipped to the page without a word
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from graphkd.errors import DataError
+from pipeline.core.errors import DataError
 from pipeline.core.files import write_json
 from pipeline.core.parallel import each
 from pipeline.data.format.index import build_index

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from graphkd.errors import DataError, OutputError
+from pipeline.core.errors import DataError, OutputError
 from pipeline.core.files import claim_folder, fingerprint, locked, sha256_file, sync_folder, write_json
 from pipeline.core.parallel import each
 from pipeline.data.format.schema import (

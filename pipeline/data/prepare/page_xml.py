@@ -11,7 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, TreeBuilder, XMLParser
 
-from graphkd.errors import DataError
+from pipeline.core.errors import DataError
 from pipeline.core.files import write_json
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import webdataset as wds
 from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
-from graphkd.errors import DataError
+from pipeline.core.errors import DataError
 from pipeline.core.files import replaced, sha256_file, write_json
 from pipeline.data.format.index import build_index
 from pipeline.data.format.schema import Shard

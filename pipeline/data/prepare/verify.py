@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from graphkd.errors import DataError
+from pipeline.core.errors import DataError
 from pipeline.core.files import write_json
 from pipeline.core.parallel import each
 from pipeline.data.format.index import build_index

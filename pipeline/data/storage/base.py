@@ -10,7 +10,8 @@ from typing import NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from graphkd.errors import ConfigError, DataError
+from graphkd.errors import ConfigError
+from pipeline.core.errors import DataError
 
 CHUNK_BYTES = 8 << 20
 # What trying again cannot mend.

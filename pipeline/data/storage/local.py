@@ -12,7 +12,7 @@ from typing import Any
 
 from cachetools import LRUCache, cachedmethod
 
-from graphkd.errors import DataError
+from pipeline.core.errors import DataError
 from pipeline.data.storage.base import FileFacts, Range, unreadable
 
 OPEN_FILES = 256  # per process; a rank reads 64 or so shards side by side

@@ -15,7 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
-from graphkd.errors import DataError, UserError
+from graphkd.errors import UserError
+from pipeline.core.errors import DataError
 from pipeline.core.files import fingerprint, leftovers, locked, replaced
 from pipeline.data.storage.base import FileFacts, Range
 from pipeline.data.storage.local import LocalStore

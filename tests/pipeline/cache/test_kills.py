@@ -20,10 +20,10 @@ import pytest
 import torch
 import yaml
 
-from graphkd.errors import OutputError
 from pipeline.cache.build import build_cache, local_builders
 from pipeline.cache.verify import check_bytes
 from pipeline.config import RunConfig
+from pipeline.core.errors import OutputError
 from pipeline.core.files import locked
 from tests.support.processes import clean_processes, die_at, end_all, processes_of, small_disk, wait_for
 from tests.support.runs import StudentOf, build_here

@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from graphkd.errors import CacheError, ConfigError, DataError, OutputError
+from graphkd.errors import ConfigError
 from graphkd.signals import two_points
 from pipeline.cache import plan as cache_plan
 from pipeline.cache.format import COLUMNS, CacheJson, NodeStore, cache_schema
@@ -26,6 +26,7 @@ from pipeline.cache.rows import CacheRows, Row
 from pipeline.cache.verify import verify_cache
 from pipeline.cli.main import app
 from pipeline.config import RunConfig
+from pipeline.core.errors import CacheError, DataError, OutputError
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.loading.loader import PageItems, collate
 from pipeline.data.loading.order import SampleRef

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from graphkd.errors import CacheError, ConfigError, OutputError
+from graphkd.errors import ConfigError
 from pipeline.cache.index import read_cache_index
 from pipeline.cache.verify import verify_cache
 from pipeline.config import RunConfig, resolve
+from pipeline.core.errors import CacheError, OutputError
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.loading.loader import PageItems, collate
 from pipeline.data.loading.order import SampleRef

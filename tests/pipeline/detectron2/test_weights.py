@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from graphkd.detectors.detectron2.names import detectron2_name, to_detectron2
-from graphkd.errors import CheckpointError
 from pipeline.config import RunConfig, resolve
+from pipeline.core.errors import CheckpointError
 from pipeline.detectron2.checkpoint import read_foreign
 from pipeline.detectron2.weights import export_weights, import_weights
 from pipeline.models import new_detector, run_checkpoint

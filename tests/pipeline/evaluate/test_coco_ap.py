@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from graphkd.batch import Detections
-from graphkd.errors import DataError
+from pipeline.core.errors import DataError
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.evaluate.coco_ap import METRICS, score, score_files
 from pipeline.evaluate.inference import coco_results, ground_truth

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from graphkd.errors import DataError
+from pipeline.core.errors import DataError
 from pipeline.report.graph import GraphPicture
 from pipeline.report.html import shown_samples, write_report
 from pipeline.report.runs import load_run

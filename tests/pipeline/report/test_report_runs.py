@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from graphkd.errors import DataError
+from pipeline.core.errors import DataError
 from pipeline.report.runs import load_run
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from graphkd.errors import CheckpointError, OutputError
+from pipeline.core.errors import CheckpointError, OutputError
 from pipeline.runs.checkpoint import (
     load_weights,
     newest_checkpoint,

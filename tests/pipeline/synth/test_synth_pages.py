@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from graphkd.errors import OutputError
+from pipeline.core.errors import OutputError
 from pipeline.data.prepare.coco import load_coco, pages
 from pipeline.synth import CATEGORIES, TEXT_CATEGORIES, draw_page, write_pages
 from pipeline.synth.defects import turned

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from graphkd.errors import ConfigError, OutputError
+from graphkd.errors import ConfigError
 from pipeline.config import RunConfig, resolve
+from pipeline.core.errors import OutputError
 from pipeline.models import run_checkpoint
 from pipeline.runs.checkpoint import newest_checkpoint
 from pipeline.runs.evaluations import best_step, out_of_patience, read_evaluations

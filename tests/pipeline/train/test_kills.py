@@ -188,7 +188,7 @@ def test_damaged_checkpoints_are_passed_over_and_named(
 def test_a_full_disk_ends_a_run_cleanly_and_it_goes_on(
     root: Path, dataset_folder: Path, unkilled: dict[str, Outcome], tmp_path: Path
 ) -> None:
-    from graphkd.errors import OutputError
+    from pipeline.core.errors import OutputError
 
     config = configured(root, dataset_folder, "full", "teacher")
     size = sum(path.stat().st_size for path in (root / "teacher-unkilled" / "checkpoints").rglob("*") if path.is_file())
@@ -206,7 +206,7 @@ def test_a_full_disk_ends_a_run_cleanly_and_it_goes_on(
 def test_a_folder_that_turns_read_only_ends_a_run_in_one_line_and_it_goes_on(
     root: Path, dataset_folder: Path, unkilled: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from graphkd.errors import OutputError
+    from pipeline.core.errors import OutputError
 
     config = configured(root, dataset_folder, "read-only", "teacher")
     folder, step, calls = config.folder / "checkpoints", torch.optim.AdamW.step, 0

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from graphkd.errors import CheckpointError
 from pipeline.config import load_config
+from pipeline.core.errors import CheckpointError
 from pipeline.data.prepare.pack import pack
 from pipeline.runs.ledger import read_ledger
 from pipeline.train.engines.local import run_local

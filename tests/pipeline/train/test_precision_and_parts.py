@@ -12,8 +12,9 @@ import pytest
 import torch
 import yaml
 
-from graphkd.errors import ConfigError, TrainingError
+from graphkd.errors import ConfigError
 from pipeline.config import RunConfig, resolve
+from pipeline.core.errors import TrainingError
 from pipeline.runs.checkpoint import load_weights, newest_checkpoint
 from pipeline.runs.ledger import read_ledger
 from pipeline.runs.metrics import read_metrics

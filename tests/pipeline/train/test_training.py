@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from graphkd.errors import CheckpointError, ConfigError, OutputError, TrainingError
+from graphkd.errors import ConfigError
 from pipeline.config import RunConfig, ScheduleConfig, resolve
 from pipeline.core.distributed import World
+from pipeline.core.errors import CheckpointError, OutputError, TrainingError
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.runs.checkpoint import load_weights, newest_checkpoint
 from pipeline.runs.metrics import read_metrics

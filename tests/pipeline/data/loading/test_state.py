@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from graphkd.errors import CheckpointError
+from pipeline.core.errors import CheckpointError
 from pipeline.data.loading.state import STATE_VERSION, DataState, read_state
 
 STATE = DataState(dataset="abc", seed=3, batch=8, position=80)

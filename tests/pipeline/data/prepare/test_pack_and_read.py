@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from graphkd.errors import DataError, OutputError
+from pipeline.core.errors import DataError, OutputError
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.format.index import build_index, open_index
 from pipeline.data.format.schema import index_path

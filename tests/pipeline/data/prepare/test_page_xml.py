@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from graphkd.errors import DataError
+from pipeline.core.errors import DataError
 from pipeline.data.prepare.pack import pack
 from pipeline.data.prepare.page_xml import CLASSES, convert_page_folder
 

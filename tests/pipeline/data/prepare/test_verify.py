@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from graphkd.errors import DataError
+from pipeline.core.errors import DataError
 from pipeline.data.format.dataset import BadSampleError, PackedDataset
 from pipeline.data.format.schema import index_path, read_dataset_json
 from pipeline.data.loading.augmentation import ViewConfig

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from graphkd.errors import ConfigError, DataError
+from graphkd.errors import ConfigError
+from pipeline.core.errors import DataError
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.loading.augmentation import ViewConfig
 from pipeline.data.loading.batches import StepBatches
