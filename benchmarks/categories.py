@@ -17,8 +17,8 @@ from graphkd.nodes import live_signals
 from graphkd.signals import TeacherSignals
 from pipeline.config import RunConfig, load_config
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.data.loading.batches import FiniteBatches
-from pipeline.data.loading.loader import PageItems, page_loader
+from pipeline.data.loading.batches import FinitePassBatches
+from pipeline.data.loading.loader import PageDataset, page_loader
 from pipeline.teacher.identity import open_teacher
 from pipeline.teacher.statistics import labelled_nodes, read_statistics
 
@@ -27,9 +27,9 @@ def ground_truth_nodes(config: RunConfig, dataset: PackedDataset) -> list[tuple[
     """The teacher's signals on every page of ``dataset``, and which nodes are ground truth, bool [B, N]."""
     teacher = open_teacher(config)
     detector = teacher.detector(dataset.num_classes, torch.device("cpu"))
-    items = PageItems(dataset, config.data.view, config.run.seed, views=-1)
+    items = PageDataset(dataset, config.data.view, config.run.seed, views=-1)
     found = []
-    for batch in page_loader(items, FiniteBatches(range(len(dataset)), config.run.eval_batch, 0, 1), workers=0):
+    for batch in page_loader(items, FinitePassBatches(range(len(dataset)), config.run.eval_batch, 0, 1), workers=0):
         signals = live_signals(detector, batch, teacher.settings.nodes)
         found.append((signals, labelled_nodes(batch, signals.valid)))
     return found

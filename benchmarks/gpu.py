@@ -22,12 +22,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import finish, interleaved, ratio
-from benchmarks.step_cost import run_config, step_work
+from benchmarks.step_cost import load_run_config, step_work
 from pipeline.cache.build import build_cache, local_builders
 from pipeline.cache.builder import CacheBuilder
 from pipeline.config import RunConfig
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.data.loading.loader import PageItems, collate
+from pipeline.data.loading.loader import PageDataset, collate
 from pipeline.data.loading.order import SampleRef
 from pipeline.data.prepare.pack import pack
 from pipeline.runs.metrics import read_metrics
@@ -66,14 +66,14 @@ class Bench:
             write_pages(folder, count=given.pages, seed=0, width=self.canvas[1], height=self.canvas[0])
             pack(folder / "annotations.json", folder / "images", self.out / "data")
         self.dataset = PackedDataset(self.out / "data")
-        items = PageItems(self.dataset, self.config("view", "resnet18", {}).data.view, 0, -1)
+        items = PageDataset(self.dataset, self.config("view", "resnet18", {}).data.view, 0, -1)
         self.batch = collate([items[SampleRef(0, sample)] for sample in range(self.pages)]).to(self.device)
 
     def config(self, name: str, backbone: str, compute: dict[str, Any], **changes: Any) -> RunConfig:
         detector = {"backbone": backbone, "norm": "frozen"}
         engine = {"name": "local", "device": self.device.type}
         whole = {"detector": detector, "compute": compute, "engine": engine, **changes}
-        return run_config(self.out, name, self.canvas, self.pages, **whole)
+        return load_run_config(self.out, name, self.canvas, self.pages, **whole)
 
     def work(self, config: RunConfig) -> Callable[[], None]:
         return step_work(config, self.dataset, self.batch, self.device, reads_ahead=True)

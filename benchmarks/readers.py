@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.data.loading.augmentation import View, boxes_to_canvas, decode, lay_out, place
+from pipeline.data.loading.augmentation import Augmentation, boxes_to_canvas, compute_transform, decode_image, render
 
 CANVAS, EDGE = (832, 640), 576
-VIEW = View(EDGE)
+VIEW = Augmentation(EDGE)
 EPOCHS = 1
 SKIPPED = 12  # batches before the clock starts: workers start and fill their queues
 
@@ -34,8 +34,8 @@ Page = tuple[np.ndarray, np.ndarray, np.ndarray]
 def laid_out(content: bytes, annotation: dict[str, Any]) -> Page:
     """What every reader does with a page."""
     image = Image.open(io.BytesIO(content))
-    placed = place(*image.size, VIEW, CANVAS)
-    pixels = lay_out(decode(image, VIEW, placed), placed, VIEW, CANVAS)
+    placed = compute_transform(*image.size, VIEW, CANVAS)
+    pixels = render(decode_image(image, VIEW, placed), placed, VIEW, CANVAS)
     boxes = boxes_to_canvas(np.array(annotation["boxes"], dtype=np.float32).reshape(-1, 4), placed)
     return pixels, boxes, np.array(annotation["category_ids"])
 
@@ -55,15 +55,15 @@ def stacked(pages: list[Page]) -> Any:
 def ours(folder: Path, workers: int, batch: int) -> Iterator[Any]:
     """The training loader as one rank of one."""
     from pipeline.data.format.dataset import PackedDataset
-    from pipeline.data.loading.augmentation import ViewConfig
-    from pipeline.data.loading.batches import StepBatches
-    from pipeline.data.loading.loader import PageItems, page_loader
+    from pipeline.data.loading.augmentation import AugmentationConfig
+    from pipeline.data.loading.batches import TrainBatches
+    from pipeline.data.loading.loader import PageDataset, page_loader
     from pipeline.data.loading.order import CanonicalOrder
 
     dataset = PackedDataset(folder / "packed")
     order = CanonicalOrder(dataset.shard_sizes, 0, batch)
-    items = PageItems(dataset, ViewConfig(canvas=CANVAS, shortest_edge=(EDGE, EDGE)), 0, 0)
-    return iter(page_loader(items, StepBatches(order, batch, 0, 1, 0, EPOCHS * len(dataset) // batch), workers))
+    items = PageDataset(dataset, AugmentationConfig(canvas=CANVAS, shortest_edge=(EDGE, EDGE)), 0, 0)
+    return iter(page_loader(items, TrainBatches(order, batch, 0, 1, 0, EPOCHS * len(dataset) // batch), workers))
 
 
 def webdataset(folder: Path, workers: int, batch: int) -> Iterator[Any]:
@@ -134,18 +134,18 @@ def _bare_loop(folder: Path, samples: range, batch: int, done: Any) -> None:
     from pipeline.data.format.dataset import PackedDataset
 
     dataset = PackedDataset(folder / "packed")
-    records = [dataset.record(sample) for sample in samples]
+    records = [dataset.sample(sample) for sample in samples]
     files = {record.shard: os.open(folder / "packed" / record.shard, os.O_RDONLY) for record in records}
     for number, record in enumerate(records * EPOCHS, start=1):
         content = os.pread(files[record.shard], record.image_bytes, record.image_offset)
         image = Image.open(io.BytesIO(content))
-        placed = place(*image.size, VIEW, CANVAS)
-        lay_out(decode(image, VIEW, placed), placed, VIEW, CANVAS)
+        placed = compute_transform(*image.size, VIEW, CANVAS)
+        render(decode_image(image, VIEW, placed), placed, VIEW, CANVAS)
         if number % batch == 0:
             done.put(batch)
 
 
-READERS: dict[str, Callable[[Path, int, int], Iterator[Any]]] = {
+PREFETCH_THREADS: dict[str, Callable[[Path, int, int], Iterator[Any]]] = {
     reader.__name__: reader for reader in (ours, webdataset, mosaicml, litdata, limit)
 }
 
@@ -200,7 +200,7 @@ def rate(batches: Iterator[Any], batch: int) -> float:
 def main() -> None:
     """Read, or write another library's format."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=[*READERS, "write-mosaicml", "write-litdata"])
+    parser.add_argument("name", choices=[*PREFETCH_THREADS, "write-mosaicml", "write-litdata"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--batch", type=int, default=8)
@@ -211,7 +211,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    measured = rate(READERS[given.name](given.folder, given.workers, given.batch), given.batch)
+    measured = rate(PREFETCH_THREADS[given.name](given.folder, given.workers, given.batch), given.batch)
     print(json.dumps({"reader": given.name, "workers": given.workers, "pages_per_s": measured}))
 
 

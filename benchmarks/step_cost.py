@@ -26,12 +26,12 @@ from graphkd.signals import TeacherSignals
 from pipeline.cache.build import build_cache, local_builders
 from pipeline.config import RunConfig, resolve
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.data.loading.loader import PageItems, collate
+from pipeline.data.loading.loader import PageDataset, collate
 from pipeline.data.loading.order import SampleRef
 from pipeline.data.prepare.pack import pack
 from pipeline.synth import write_pages
 from pipeline.train.builders import build_step, signal_source
-from pipeline.train.precision import arrange, autocast
+from pipeline.train.precision import apply_precision_and_compile, autocast
 from pipeline.train.run import train_run
 
 CHANNELS, SIDE, CLASSES = 256, 7, 11
@@ -57,7 +57,7 @@ def graph_work(pages: int, nodes: int, device: torch.device) -> Callable[[], Non
         mean=torch.zeros(CHANNELS),
         covariance=torch.eye(CHANNELS),
         whitening=torch.eye(CHANNELS),
-        energy=1.0,
+        mean_square=1.0,
         discriminant=torch.zeros(2 * CHANNELS),
         thresholds={"teacher_class": -1.0},
         text_classes=torch.arange(CLASSES) < 8,
@@ -77,7 +77,7 @@ def graph_work(pages: int, nodes: int, device: torch.device) -> Callable[[], Non
     return work
 
 
-def run_config(folder: Path, name: str, canvas: list[int], pages: int, **changes: Any) -> RunConfig:
+def load_run_config(folder: Path, name: str, canvas: list[int], pages: int, **changes: Any) -> RunConfig:
     content: dict[str, Any] = {
         "name": name,
         "data": {
@@ -100,9 +100,9 @@ def step_work(
 
     What the cache holds is read anew every time: in the step, or if ``reads_ahead`` while the steps before it run.
     """
-    module = arrange(build_step(config, dataset, device).train(), config.compute)
+    module = apply_precision_and_compile(build_step(config, dataset, device).train(), config.compute)
     source = signal_source(config, dataset, device)
-    read: Iterator[tuple[PageBatch, Any]] = source.ahead(repeat(batch)) if reads_ahead else repeat((batch, None))
+    read: Iterator[tuple[PageBatch, Any]] = source.prefetch(repeat(batch)) if reads_ahead else repeat((batch, None))
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-6)
 
     def work() -> None:
@@ -122,18 +122,18 @@ def steps(folder: Path, canvas: list[int], pages: int, device: torch.device, liv
     pack(folder / "pages" / "annotations.json", folder / "pages" / "images", folder / "data")
     dataset = PackedDataset(folder / "data")
     big = {"backbone": "resnet50", "norm": "frozen", "anchor_sizes": [12, 24, 48, 96, 160]}
-    train_run(run_config(folder, "teacher", canvas, pages, detector=big))
+    train_run(load_run_config(folder, "teacher", canvas, pages, detector=big))
     nodes = {"count": 64, "min_score": 0.0, "nms_iou": 1.0}  # an untrained teacher: take all it proposes
     teacher = {"run": str(folder / "teacher"), "nodes": nodes, "statistics_pages": pages}
     method = {"name": "graphkd"}
-    cached = run_config(folder, "cached", canvas, pages, method=method, teacher=teacher)
+    cached = load_run_config(folder, "cached", canvas, pages, method=method, teacher=teacher)
     build_cache(cached, local_builders(cached, device))
-    items = PageItems(dataset, cached.data.view, 0, -1)
+    items = PageDataset(dataset, cached.data.view, 0, -1)
     batch = collate([items[SampleRef(0, sample)] for sample in range(pages)]).to(device)
-    configs = [run_config(folder, "alone", canvas, pages), cached]
+    configs = [load_run_config(folder, "alone", canvas, pages), cached]
     if live:
         beside = {**teacher, "signals": "live"}
-        configs.append(run_config(folder, "live", canvas, pages, method=method, teacher=beside))
+        configs.append(load_run_config(folder, "live", canvas, pages, method=method, teacher=beside))
     return [step_work(config, dataset, batch, device) for config in configs]
 
 

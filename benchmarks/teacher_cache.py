@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import finish, interleaved, ratio
-from benchmarks.step_cost import run_config, step_work
+from benchmarks.step_cost import load_run_config, step_work
 from graphkd.nodes import live_signals
 from pipeline.cache.build import build_cache, local_builders
 from pipeline.cache.builder import CacheBuilder
@@ -35,7 +35,7 @@ from pipeline.cache.quantize import BYTES, Precision
 from pipeline.cache.reader import CachedTeacher
 from pipeline.config import RunConfig
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.data.loading.loader import PageItems, collate
+from pipeline.data.loading.loader import PageDataset, collate
 from pipeline.data.loading.order import SampleRef
 from pipeline.data.prepare.pack import pack
 from pipeline.synth import write_pages
@@ -55,14 +55,14 @@ def prepared(folder: Path, canvas: list[int], pages: int, teacher: dict[str, Any
         write_pages(folder / "pages", count=pages, seed=0, width=canvas[1], height=canvas[0])
         images = folder / "pages" / "images"
         pack(folder / "pages" / "annotations.json", images, folder / "data", samples_per_shard=shard, workers=1)
-        train_run(run_config(folder, "teacher", canvas, 1, detector=teacher))
+        train_run(load_run_config(folder, "teacher", canvas, 1, detector=teacher))
 
 
 def student(folder: Path, canvas: list[int], store: NodeStore, precision: Precision, **teacher: Any) -> RunConfig:
     name = f"{store}-{precision}"
     settings = {"run": str(folder / "teacher"), "nodes": ALL_NODES, "statistics_pages": 8, "cache": str(folder / name)}
     settings |= {"store": store, "cache_dtype": precision, **teacher}
-    return run_config(folder, name, canvas, BATCH, method={"name": "graphkd"}, teacher=settings)
+    return load_run_config(folder, name, canvas, BATCH, method={"name": "graphkd"}, teacher=settings)
 
 
 def building(folder: Path, canvas: list[int], pages: int, pairs: int, device: torch.device) -> dict[str, Any]:
@@ -114,19 +114,19 @@ def reading(folder: Path, pages: int, pairs: int, device: torch.device) -> dict[
         config = student(folder, canvas, "pooled", precision)
         build_cache(config, local_builders(config, device))
         cached = opened(config)
-        items = PageItems(cached.dataset, config.data.view, 0, -1)
+        items = PageDataset(cached.dataset, config.data.view, 0, -1)
         order = np.random.default_rng(0).permutation(pages).tolist()
         groups = [order[first : first + BATCH] for first in range(0, pages, BATCH)]
         batches = [collate(items.__getitems__([SampleRef(0, sample) for sample in group])) for group in groups]
         path = folder / f"plain-{precision}.bin"
         plain = memmap_work(path, precision, groups)
-        ours, ahead, theirs = interleaved(pairs, cache_work(cached, batches), ahead_work(cached, batches), plain)
+        ours, prefetch, theirs = interleaved(pairs, cache_work(cached, batches), ahead_work(cached, batches), plain)
         del cached, plain  # what is mapped stays in memory
         figures[f"first epoch of {precision} from the disk, every row checked"] = first_epoch(
             config, batches, path, precision
         )
         figures[f"reading {precision} over numpy memmap, one thread"] = ratio(theirs, ours)
-        figures[f"reading {precision} ahead, as training does, over numpy memmap"] = ratio(theirs, ahead)
+        figures[f"reading {precision} ahead, as training does, over numpy memmap"] = ratio(theirs, prefetch)
         row = NODES * CHANNELS * SIDE**2 * BYTES[precision]
         figures[f"GB a second, {precision}"] = pages * row / statistics.median(ours) / 1e9
     return figures
@@ -142,7 +142,7 @@ def cache_work(cached: CachedTeacher, batches: list[Any]) -> Callable[[], None]:
 
 def ahead_work(cached: CachedTeacher, batches: list[Any]) -> Callable[[], None]:
     def work() -> None:
-        for _ in cached.ahead(batches):
+        for _ in cached.prefetch(batches):
             pass
 
     return work
@@ -214,7 +214,7 @@ def growth(counts: list[int], device: torch.device) -> dict[str, Any]:
 
 def reading_growth(config: RunConfig, count: int) -> dict[str, float]:
     cached = opened(config)
-    items = PageItems(cached.dataset, config.data.view, 0, -1)
+    items = PageDataset(cached.dataset, config.data.view, 0, -1)
     samples = np.random.default_rng(0).permutation(count).tolist()
     batches = [collate([items[SampleRef(0, sample)]]) for sample in samples[:500]]
     cache_work(cached, batches)()  # indexes opened, rows checked
@@ -238,7 +238,7 @@ def project(
     build_cache(cached, local_builders(cached, device))
     live = student(folder, canvas, "pooled", "fp16", signals="live")
     dataset = PackedDataset(folder / "data")
-    items = PageItems(dataset, cached.data.view, 0, -1)
+    items = PageDataset(dataset, cached.data.view, 0, -1)
     batch = collate([items[SampleRef(0, sample)] for sample in range(min(pages, BATCH))]).to(device)
     builder = CacheBuilder(cached, device)
     name = cache_shard_name(builder.dataset.description.shards[0].name)

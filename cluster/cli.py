@@ -157,10 +157,10 @@ def list_jobs(
 ) -> None:
     """List the jobs of runs and what became of them."""
     from cluster.jobs import as_json as job_as_json
-    from cluster.jobs import jobs_of, runs_below, state_of
+    from cluster.jobs import read_jobs, runs_below, state_of
 
     for folder in runs_below(root):
-        for record in jobs_of(folder):
+        for record in read_jobs(folder):
             if as_json:
                 typer.echo(job_as_json(folder, record))
                 continue
@@ -172,7 +172,7 @@ def logs(
     run: RunFolder, follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they grow.")] = False
 ) -> None:
     """Show the logs of a run's newest job."""
-    from cluster.jobs import LIVING, log_files, state_of
+    from cluster.jobs import ACTIVE_STATES, log_files, state_of
 
     if _newest(run).scheduler == "ray":
         from cluster.ray.jobs import logs as ray_logs
@@ -181,7 +181,7 @@ def logs(
         return
     record, shown = _newest(run), dict[Path, int]()
     while True:
-        living = state_of(run, record).split()[0] in LIVING
+        living = state_of(run, record).split()[0] in ACTIVE_STATES
         for path in log_files(record):
             with path.open(errors="replace") as file:
                 file.seek(shown.get(path, 0))
@@ -203,8 +203,8 @@ def cancel(run: RunFolder) -> None:
 
 def resume(run: RunFolder) -> None:
     """Submit a run's newest job again; it goes on from the run's newest whole checkpoint."""
-    from cluster.jobs import LIVING, state_of
-    from cluster.slurm.plan import again
+    from cluster.jobs import ACTIVE_STATES, state_of
+    from cluster.slurm.plan import resubmission
     from graphkd.errors import UserError
 
     record = _newest(run)
@@ -213,16 +213,16 @@ def resume(run: RunFolder) -> None:
         submit_to_ray(Path(given["config"]), given["overrides"], record.site, Path(given["directory"]), wait=False)
         return
     state = state_of(run, record)
-    if state.split()[0] in LIVING:
+    if state.split()[0] in ACTIVE_STATES:
         raise UserError(f"job {record.job} of {run} is {state.lower()}; end it first: graphkd jobs cancel {run}")
-    _submitted(again(record), as_json=False)
+    _submitted(resubmission(record), as_json=False)
 
 
 def _newest(run: Path) -> Any:
-    from cluster.jobs import jobs_of
+    from cluster.jobs import read_jobs
     from graphkd.errors import UserError
 
-    records = jobs_of(run)
+    records = read_jobs(run)
     if not records:
         raise UserError(f"{run} was never submitted; see graphkd submit slurm --help")
     return records[-1]

@@ -9,13 +9,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from cluster.slurm.restart_budget import LIVES_FILE
+from cluster.slurm.restart_budget import STARTS_FILE
 from graphkd.errors import UserError
 from pipeline.core.files import append_line
-from pipeline.core.jsonl import read_lines
+from pipeline.core.jsonl import read_jsonl
 
 JOBS_FILE = "jobs.jsonl"
-LIVING = ("PENDING", "RUNNING", "REQUEUED", "COMPLETING", "CONFIGURING", "SUSPENDED")
+ACTIVE_STATES = ("PENDING", "RUNNING", "REQUEUED", "COMPLETING", "CONFIGURING", "SUSPENDED")
 
 
 class JobRecord(BaseModel):
@@ -36,14 +36,14 @@ class JobRecord(BaseModel):
     """What submits it again."""
 
 
-def remember(folder: Path, record: JobRecord) -> None:
+def record_job(folder: Path, record: JobRecord) -> None:
     """Add a submission to the run's record."""
     append_line(folder / JOBS_FILE, record.model_dump_json())
 
 
-def jobs_of(folder: Path) -> list[JobRecord]:
+def read_jobs(folder: Path) -> list[JobRecord]:
     """The submissions of a run, oldest first."""
-    return [JobRecord.model_validate(line) for line in read_lines(folder / JOBS_FILE)]
+    return [JobRecord.model_validate(line) for line in read_jsonl(folder / JOBS_FILE)]
 
 
 def runs_below(root: Path) -> list[Path]:
@@ -56,9 +56,9 @@ def runs_below(root: Path) -> list[Path]:
 def state_of(folder: Path, record: JobRecord) -> str:
     """What became of a job: the scheduler's word, else the run's own record of how it ended."""
     said = _ray_state(record) if record.scheduler == "ray" else slurm_state(record.job)
-    if said and said.split()[0] in LIVING:
+    if said and said.split()[0] in ACTIVE_STATES:
         return said
-    own = [line for line in read_lines(folder / LIVES_FILE) if line["job"] == record.job and line["event"] != "begin"]
+    own = [line for line in read_jsonl(folder / STARTS_FILE) if line["job"] == record.job and line["event"] != "begin"]
     if own and own[-1]["event"] != "preempted":
         return str(own[-1]["event"]).upper()
     return said or "FORGOTTEN"

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graphkd.errors import ConfigError
-from pipeline.config.layers import read_mapping
+from pipeline.config.layers import read_yaml_mapping
 
 
 class Site(BaseModel):
@@ -70,7 +70,7 @@ class Site(BaseModel):
 
 def load_site(path: Path) -> Site:
     """Read a site file; raises ConfigError with every mistake, one per line."""
-    content = read_mapping(path, "site", "configs/sites/")
+    content = read_yaml_mapping(path, "site", "configs/sites/")
     try:
         return Site.model_validate(content)
     except ValidationError as error:

@@ -39,7 +39,7 @@ class PageBatch:
     views: Tensor
     """float32 [B, 4] on the CPU: (a, b, c, d) with ``x_canvas = a x_image + c`` and ``y_canvas = b y_image + d``, px;
     a is negative where the page is mirrored."""
-    instead_of: Tensor
+    replaced_sample: Tensor
     """int64 [B] on the CPU: the sample that a page stands in for because it could not be used, or -1."""
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class PageBatch:
             boxes=list(self.boxes.split(counts)), classes=list(self.classes.split(counts)), seeds=self.seeds.tolist()
         )
 
-    def overlapping(self, boxes: Tensor, least: float = 0.5) -> Tensor:
+    def overlaps_ground_truth(self, boxes: Tensor, least: float = 0.5) -> Tensor:
         """Which boxes overlap ground truth of their own page: [B, N, 4] -> bool [B, N], IoU of ``least`` or more."""
         from torchvision.ops import box_iou  # here, so that the method can be used without torchvision
 

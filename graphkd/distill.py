@@ -17,7 +17,7 @@ from graphkd.method import TeacherStatistics, build_graph, dsig_loss, graphkd_lo
 from graphkd.method.baselines import map_loss
 from graphkd.method.config import MethodConfig
 from graphkd.nodes import TeacherPass
-from graphkd.signals import TeacherSignals, two_points
+from graphkd.signals import TeacherSignals, mean_std_pair
 
 
 class TrainingStep(nn.Module):
@@ -54,7 +54,7 @@ class TrainingStep(nn.Module):
         if self.method.name == "none":
             return losses
         if isinstance(said, TeacherPass):
-            with exact(batch.images):
+            with no_autocast(batch.images):
                 said = said.signals(proposals, targets)
         assert said is not None and self.statistics is not None
         self._check(said)
@@ -69,7 +69,7 @@ class TrainingStep(nn.Module):
         self, _: PageBatch, features: Features, said: TeacherSignals, statistics: TeacherStatistics
     ) -> dict[str, Tensor]:
         nodes, regions = self._nodes(features, said)
-        with exact(nodes):
+        with no_autocast(nodes):
             graph = build_graph(said, statistics, self.method.graph)
             terms = graphkd_loss(nodes, regions, said, graph, statistics, self.method.weights)
         return terms | self._map_term(features, said, statistics)
@@ -78,15 +78,15 @@ class TrainingStep(nn.Module):
         self, batch: PageBatch, features: Features, said: TeacherSignals, statistics: TeacherStatistics
     ) -> dict[str, Tensor]:
         nodes, regions = self._nodes(features, said)
-        with exact(nodes):
-            foreground = batch.overlapping(said.boxes)
-            terms = dsig_loss(nodes, regions, said, foreground, statistics.energy, self.method.dsig)
+        with no_autocast(nodes):
+            foreground = batch.overlaps_ground_truth(said.boxes)
+            terms = dsig_loss(nodes, regions, said, foreground, statistics.mean_square, self.method.dsig)
         return terms | self._map_term(features, said, statistics)
 
     def _pkd(self, _: PageBatch, features: Features, said: TeacherSignals, __: TeacherStatistics) -> dict[str, Tensor]:
         assert said.maps is not None, "pkd runs with a live teacher"
         maps = self._maps(features)
-        with exact(said.pooled):
+        with no_autocast(said.pooled):
             return pkd_loss(maps, said.maps, self.method.pkd)
 
     def _map_term(self, features: Features, said: TeacherSignals, statistics: TeacherStatistics) -> dict[str, Tensor]:
@@ -94,8 +94,8 @@ class TrainingStep(nn.Module):
         if not weight or said.maps is None:
             return {}
         maps = self._maps(features)
-        with exact(said.pooled):
-            return {"kd_maps": weight * map_loss(maps, said.maps, statistics.energy)}
+        with no_autocast(said.pooled):
+            return {"kd_maps": weight * map_loss(maps, said.maps, statistics.mean_square)}
 
     def _maps(self, features: Features) -> dict[str, Tensor]:
         return {name: self.adapter(maps).float() for name, maps in features.maps.items()}
@@ -110,7 +110,7 @@ class TrainingStep(nn.Module):
                 logits=regions.logits.unflatten(0, shape), deltas=regions.deltas.unflatten(0, shape)
             )
         nodes = self.adapter(pooled).float().unflatten(0, shape)
-        return two_points(nodes) if said.describes else nodes, regions
+        return mean_std_pair(nodes) if said.is_compressed else nodes, regions
 
     def _check(self, said: TeacherSignals) -> None:
         spec, statistics = self.detector.spec, self.statistics
@@ -120,7 +120,7 @@ class TrainingStep(nn.Module):
                 f"the teacher's nodes have {channels} channels and its statistics {len(statistics.mean)}, to which the "
                 "student was adapted; build statistics and cache from one teacher"
             )
-        if side != spec.pooled_side and not said.describes:
+        if side != spec.pooled_side and not said.is_compressed:
             raise ConfigError(
                 f"the teacher pools {side} x {side} and the student {spec.pooled_side} x {spec.pooled_side}; "
                 "give both the same detector.pooled_side"
@@ -132,6 +132,6 @@ class TrainingStep(nn.Module):
             )
 
 
-def exact(on: Tensor) -> torch.autocast:
+def no_autocast(on: Tensor) -> torch.autocast:
     """The context in which nothing on the device of ``on`` is computed in less than its own precision."""
     return torch.autocast(on.device.type, enabled=False)

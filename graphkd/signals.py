@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TWO_POINTS = (1, 2)
+MEAN_STD_SHAPE = (1, 2)
 SMALLEST_VARIANCE = 1e-8  # below it a deviation has no gradient worth having
 
 
-def two_points(pooled: Tensor) -> Tensor:
+def mean_std_pair(pooled: Tensor) -> Tensor:
     """Mean ``m`` and deviation ``s`` of each channel over the positions, as ``(m - s, m + s)``: [..., C, P, P] ->
     float32 [..., C, 1, 2].
 
@@ -47,7 +47,7 @@ class TeacherSignals:
     deltas: Tensor | None
     """[B, N, K, 4] with unit coder weights; None for a teacher without a region head."""
     pooled: Tensor
-    """[B, N, C, P, P]: pooled features, or [B, N, C, 1, 2]: their :func:`two_points`."""
+    """[B, N, C, P, P]: pooled features, or [B, N, C, 1, 2]: their :func:`mean_std_pair`."""
     maps: dict[str, Tensor] | None = None
     """Level name -> [B, C, H/stride, W/stride]: the whole pyramid, which only a live teacher gives."""
 
@@ -62,13 +62,13 @@ class TeacherSignals:
         return replace(self, **cut)
 
     @property
-    def describes(self) -> bool:
+    def is_compressed(self) -> bool:
         """Whether ``pooled`` holds only two points a channel."""
-        return tuple(self.pooled.shape[-2:]) == TWO_POINTS
+        return tuple(self.pooled.shape[-2:]) == MEAN_STD_SHAPE
 
-    def described(self) -> TeacherSignals:
+    def compressed(self) -> TeacherSignals:
         """The same with two points a channel in place of the pooled features."""
-        return replace(self, pooled=two_points(self.pooled))
+        return replace(self, pooled=mean_std_pair(self.pooled))
 
     def box_list(self) -> list[Tensor]:
         """All boxes, padding included, as one [N, 4] per page."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphkd.detectors import DetectorModule
-from graphkd.detectors.detectron2.names import in_framework
+from graphkd.detectors.detectron2.names import convert_framework
 from graphkd.errors import ConfigError
 from graphkd.method.config import MethodConfig
 
@@ -20,9 +20,9 @@ def inherit(student: DetectorModule, teacher: DetectorModule, method: MethodConf
     """
     if not method.inherits:
         return []
-    theirs, ours = teacher.inheritable(), student.inheritable()
+    theirs, ours = teacher.inheritable_parameters(), student.inheritable_parameters()
     if teacher.spec.framework != student.spec.framework:
-        theirs = in_framework(student.spec.framework, ours, theirs)
+        theirs = convert_framework(student.spec.framework, ours, theirs)
     for name, values in theirs.items():
         if name in ours and ours[name].shape == values.shape:
             continue

@@ -40,12 +40,12 @@ def new_detector(config: RunConfig, num_classes: int) -> DetectorModule:
         return build_detector(config.detector, num_classes, config.data.view.canvas, tensors)
 
 
-def start_from(detector: DetectorModule, folder: Path) -> list[str]:
+def load_initial_weights(detector: DetectorModule, folder: Path) -> list[str]:
     """Give ``detector`` the weights of the run in ``folder`` where name and shape fit; gives the names that did not.
 
     Raises CheckpointError where the run has no complete checkpoint, or fewer than half of the tensors fit.
     """
-    checkpoint, own = run_checkpoint(folder), detector.state_dict()
+    checkpoint, own = best_checkpoint(folder), detector.state_dict()
     tensors = _detector_tensors(checkpoint)
     fitting = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
     if len(fitting) < len(own) / 2:
@@ -57,7 +57,7 @@ def start_from(detector: DetectorModule, folder: Path) -> list[str]:
     return [name for name in own if name not in fitting]
 
 
-def dataset_classes(config: RunConfig, dataset: PackedDataset) -> int:
+def check_num_classes(config: RunConfig, dataset: PackedDataset) -> int:
     """K of ``dataset``; raises ConfigError where the config says otherwise."""
     stated = config.data.num_classes
     if stated is not None and stated != dataset.num_classes:
@@ -68,7 +68,7 @@ def dataset_classes(config: RunConfig, dataset: PackedDataset) -> int:
     return dataset.num_classes
 
 
-def run_config(folder: Path) -> RunConfig:
+def load_run_config(folder: Path) -> RunConfig:
     """The resolved config of a run folder; raises CheckpointError where there is none."""
     path = folder / CONFIG_FILE
     if not path.exists():
@@ -78,7 +78,7 @@ def run_config(folder: Path) -> RunConfig:
     return load_config(path)
 
 
-def run_checkpoint(folder: Path) -> Checkpoint:
+def best_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint that a run is judged by and teaches with: of its best evaluation in training, else the newest.
 
     Raises CheckpointError where there is none that is complete.
@@ -97,9 +97,7 @@ def run_checkpoint(folder: Path) -> Checkpoint:
     return checkpoint
 
 
-def trained_detector(
-    config: RunConfig, num_classes: int, checkpoint: Checkpoint, device: torch.device
-) -> DetectorModule:
+def load_detector(config: RunConfig, num_classes: int, checkpoint: Checkpoint, device: torch.device) -> DetectorModule:
     """The detector with a checkpoint's weights, in evaluation mode and without gradients.
 
     Raises CheckpointError where the checkpoint is of another architecture.
@@ -117,7 +115,7 @@ def _detector_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     }
 
 
-def checkpoint_at(path: Path) -> Checkpoint:
+def find_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint given as its own folder, as ``checkpoints/`` or as a run folder."""
     if (path / "manifest.json").exists():
         return open_checkpoint(path)
@@ -128,7 +126,7 @@ def checkpoint_at(path: Path) -> Checkpoint:
     raise CheckpointError(f"{path} holds no complete checkpoint; give a step folder or a run folder")
 
 
-def teacher_identity(config: RunConfig, checkpoint: Checkpoint) -> dict[str, str]:
+def detector_identity(config: RunConfig, checkpoint: Checkpoint) -> dict[str, str]:
     """What a teacher's signals depend on, by name: its weights and its detector config."""
     return {
         "teacher weights": checkpoint.weights_sha256,

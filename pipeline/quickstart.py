@@ -13,8 +13,8 @@ import torch
 from pipeline.cache.build import build_cache, local_builders
 from pipeline.config import RunConfig, load_config
 from pipeline.core.errors import OutputError
-from pipeline.core.files import claim_folder, write_json
-from pipeline.core.progress import Stage, phased
+from pipeline.core.files import ensure_owned_dir, write_json
+from pipeline.core.progress import ProgressBar, phased_progress
 from pipeline.core.ray_session import ray_session
 from pipeline.data.prepare.pack import pack
 from pipeline.report.compose import report_runs
@@ -44,7 +44,7 @@ SIZES = {
 RUNS = {"teacher": "teacher", "student_alone": "student", "student_graphkd": "student-graphkd"}
 
 
-def quickstart(out: Path, size: str, seed: int, stage: Stage) -> dict[str, Any]:
+def quickstart(out: Path, size: str, seed: int, stage: ProgressBar) -> dict[str, Any]:
     """Draw, pack, train, cache, distil, evaluate and report below ``out``; gives each run's figures and the seconds.
 
     ``stage(title, unit)`` opens a progress bar. Raises OutputError where ``out`` holds something else.
@@ -56,7 +56,7 @@ def quickstart(out: Path, size: str, seed: int, stage: Stage) -> dict[str, Any]:
     configs = {name: _config(out, file, amount, seed) for name, file in RUNS.items()}
     _train(configs["teacher"], stage)
     _build_cache(configs["student_graphkd"], stage)
-    with ray_session(configs["student_alone"].engine.most):
+    with ray_session(configs["student_alone"].engine.max_workers):
         _train(configs["student_alone"], stage)
         _train(configs["student_graphkd"], stage)
     figures = {name: _evaluate(config, stage) for name, config in configs.items()}
@@ -66,19 +66,19 @@ def quickstart(out: Path, size: str, seed: int, stage: Stage) -> dict[str, Any]:
 
 
 def _claim(out: Path, size: str, seed: int) -> None:
-    claim_folder(out, MARKER, "quickstart")
+    ensure_owned_dir(out, MARKER, "quickstart")
     path, content = out / MARKER, {"size": size, "seed": seed}
     if path.exists() and json.loads(path.read_text()) != content:
         raise OutputError(f"{out} holds a quickstart of {path.read_text().strip()}; give another --out, or delete it")
     write_json(path, content)
 
 
-def _make_data(out: Path, amount: QuickstartSize, seed: int, stage: Stage) -> None:
+def _make_data(out: Path, amount: QuickstartSize, seed: int, stage: ProgressBar) -> None:
     _make_split(out, "train", amount.train_pages, 2 * seed, stage)
     _make_split(out, "val", amount.val_pages, 2 * seed + 1, stage)
 
 
-def _make_split(out: Path, split: str, count: int, seed: int, stage: Stage) -> None:
+def _make_split(out: Path, split: str, count: int, seed: int, stage: ProgressBar) -> None:
     pages = out / "pages" / split
     with stage(f"drawing {split} pages", "pages") as update:
         write_pages(pages, count=count, seed=seed, progress=lambda done: update(done, count, ""))
@@ -109,17 +109,17 @@ def _config(out: Path, file: str, amount: QuickstartSize, seed: int) -> RunConfi
     return load_config(path, overrides)
 
 
-def _train(config: RunConfig, stage: Stage) -> None:
+def _train(config: RunConfig, stage: ProgressBar) -> None:
     steps = config.schedule.scaled().steps
     with stage(f"training {config.name}", "steps") as update:
         train_run(config, lambda line: update(line["step"], steps, f"loss {line['loss']:.3f}"))
 
 
-def _build_cache(config: RunConfig, stage: Stage) -> None:
-    with phased(stage, "teacher", "pages") as update:
+def _build_cache(config: RunConfig, stage: ProgressBar) -> None:
+    with phased_progress(stage, "teacher", "pages") as update:
         build_cache(config, local_builders(config, torch.device("cpu")), update)
 
 
-def _evaluate(config: RunConfig, stage: Stage) -> dict[str, Any]:
+def _evaluate(config: RunConfig, stage: ProgressBar) -> dict[str, Any]:
     with stage(f"evaluating {config.name}", "pages") as update:
         return evaluate_run(config, progress=lambda done, total: update(done, total, ""))

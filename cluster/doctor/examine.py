@@ -19,7 +19,7 @@ POLL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class NodeReport:
     """What was found on one node."""
 
     node: str
@@ -27,7 +27,7 @@ class Finding:
     facts: dict[str, str]
 
 
-def examine(site: Site, nodes: int, folder: Path, said: Callable[[str], None], wait_s: float = 600) -> list[Finding]:
+def examine(site: Site, nodes: int, folder: Path, said: Callable[[str], None], wait_s: float = 600) -> list[NodeReport]:
     """Run the job and gather its findings, in order of nodes.
 
     Args:
@@ -49,11 +49,11 @@ def examine(site: Site, nodes: int, folder: Path, said: Callable[[str], None], w
             silent = sorted(set(range(nodes)) - set(found))
             raise UserError(f"nodes {silent} of job {record.job} said nothing; look at {record.logs}")
         time.sleep(POLL_S)
-    return [Finding(**result) for _, result in sorted(found.items())]  # type: ignore[arg-type]
+    return [NodeReport(**result) for _, result in sorted(found.items())]  # type: ignore[arg-type]
 
 
 def _gone(job: str) -> bool:
-    from cluster.jobs import LIVING, slurm_state
+    from cluster.jobs import ACTIVE_STATES, slurm_state
 
     state = slurm_state(job)
-    return bool(state) and state.split()[0] not in (*LIVING, "COMPLETED")
+    return bool(state) and state.split()[0] not in (*ACTIVE_STATES, "COMPLETED")

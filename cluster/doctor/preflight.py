@@ -18,7 +18,7 @@ from pathlib import Path
 from cluster.site import Site
 from cluster.slurm.ray_node import free_ports, ports_of
 from cluster.slurm.rendezvous import ClusterError, Rendezvous
-from cluster.slurm.slurm_env import Place, address_of, own_place
+from cluster.slurm.slurm_env import SlurmEnv, address_of, read_slurm_env
 from cluster.slurm.spec import JobSpec
 from graphkd.errors import UserError
 
@@ -34,13 +34,13 @@ RESULT = "checkup"
 
 def main() -> None:
     """Check this node and publish the result."""
-    spec, place = JobSpec.model_validate_json(Path(sys.argv[1]).read_text()), own_place()
+    spec, place = JobSpec.model_validate_json(Path(sys.argv[1]).read_text()), read_slurm_env()
     meeting = Rendezvous(spec.run_folder / "cluster", place.job, place.restart, time.time() + MEETING_S)
     faults, facts = check(spec, place, meeting)
-    meeting.say(f"{RESULT}-{place.node}", node=place.name, faults=faults, facts=facts)
+    meeting.publish(f"{RESULT}-{place.node}", node=place.name, faults=faults, facts=facts)
 
 
-def check(spec: JobSpec, place: Place, meeting: Rendezvous) -> tuple[list[str], dict[str, str]]:
+def check(spec: JobSpec, place: SlurmEnv, meeting: Rendezvous) -> tuple[list[str], dict[str, str]]:
     """Faults of this node, one line each, and facts worth knowing."""
     facts = {"python": platform.python_version()}
     site = spec.site
@@ -80,7 +80,7 @@ def _memory_for_sharing(facts: dict[str, str]) -> None:
         raise ClusterError(f"/dev/shm has {free:.2f} GB free, loaders and Ray need {LEAST_SHM_GB:g}; enlarge it")
 
 
-def _socket_path(site: Site, place: Place) -> None:
+def _socket_path(site: Site, place: SlurmEnv) -> None:
     path = f"{site.ray_folder(place.job)}{RAYS_PART}"
     if len(path.encode()) > LONGEST_SOCKET:
         raise ClusterError(
@@ -113,29 +113,29 @@ def _libraries(facts: dict[str, str]) -> None:
     facts["torch"], facts["ray"] = torch.__version__, ray.__version__
 
 
-def _meet(place: Place, meeting: Rendezvous) -> None:
+def _meet(place: SlurmEnv, meeting: Rendezvous) -> None:
     """All nodes see each other's files in the run folder."""
-    meeting.say(f"here-{place.node}", node=place.name)
+    meeting.publish(f"here-{place.node}", node=place.name)
     everybody = set(range(place.nodes))
-    meeting.until(
-        lambda: True if meeting.count("here") >= everybody else None,
+    meeting.wait_until(
+        lambda: True if meeting.published_nodes("here") >= everybody else None,
         lambda: (
-            f"files of nodes {sorted(everybody - meeting.count('here'))} do not appear in {meeting.folder}; give a run "
-            "folder on a file system that all nodes share"
+            f"files of nodes {sorted(everybody - meeting.published_nodes('here'))} do not appear in {meeting.folder}; "
+            "give a run folder on a file system that all nodes share"
         ),
     )
 
 
-def _reduce(site: Site, place: Place, meeting: Rendezvous, facts: dict[str, str]) -> None:
+def _reduce(site: Site, place: SlurmEnv, meeting: Rendezvous, facts: dict[str, str]) -> None:
     """Ports that can be reached, and how fast all nodes add up 32 MiB."""
     import torch
     import torch.distributed as dist
 
     address = site.node_address or address_of(place.name)
-    if place.leads:
+    if place.is_head:
         (port,) = free_ports(address, ports_of(place.job), 1)
-        meeting.say("store", address=address, port=port)
-    store = meeting.until(lambda: meeting.said("store"), lambda: "node 0 did not publish its port")
+        meeting.publish("store", address=address, port=port)
+    store = meeting.wait_until(lambda: meeting.get("store"), lambda: "node 0 did not publish its port")
     os.environ |= site.network
     on_gpu = bool(site.gpus_per_node) and torch.cuda.is_available()
     dist.init_process_group(
@@ -159,7 +159,7 @@ def _reduce(site: Site, place: Place, meeting: Rendezvous, facts: dict[str, str]
 
 def results(meeting: Rendezvous, nodes: int) -> dict[int, dict[str, object]]:
     """What nodes have published so far."""
-    said = {node: meeting.said(f"{RESULT}-{node}") for node in range(nodes)}
+    said = {node: meeting.get(f"{RESULT}-{node}") for node in range(nodes)}
     return {node: result for node, result in said.items() if result is not None}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_fixed
 
-from cluster.jobs import JobRecord, remember
+from cluster.jobs import JobRecord, record_job
 from cluster.slurm.plan import folder_of, name_of
 from graphkd.errors import ConfigError, UserError
 from pipeline.config.layers import read_layers
@@ -67,7 +67,7 @@ def submit_ray(
     )
     if directory.is_dir():  # else the cluster shares no folder with this machine
         folder.mkdir(parents=True, exist_ok=True)
-        remember(folder, record)
+        record_job(folder, record)
     if wait:
         asyncio.run(_pass_on(client, job, said))
     return record, str(client.get_job_status(job))

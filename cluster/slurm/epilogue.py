@@ -10,10 +10,10 @@ import os
 import sys
 from pathlib import Path
 
-from cluster.slurm.restart_budget import FAILED, Lives
-from cluster.slurm.slurm_env import own_place
+from cluster.slurm.restart_budget import FAILED, RestartBudget
+from cluster.slurm.slurm_env import read_slurm_env
 from cluster.slurm.spec import JobSpec
-from cluster.slurm.task import queue_again
+from cluster.slurm.task import requeue_within_budget
 from graphkd.errors import UserError
 
 log = logging.getLogger("graphkd.cluster")
@@ -24,13 +24,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     spec, code = JobSpec.model_validate_json(Path(sys.argv[1]).read_text()), int(sys.argv[2])
     os.environ.setdefault("SLURM_NODEID", "0")
-    place = own_place()
-    lives = Lives(spec.run_folder, place)
-    if spec.ray and lives.is_open():
+    place = read_slurm_env()
+    budget = RestartBudget(spec.run_folder, place)
+    if spec.ray and budget.is_open():
         why = f"the task of node 0 was killed (exit code {code})"
-        lives.end(FAILED, why)
+        budget.record_end(FAILED, why)
         try:
-            queue_again(lives, spec, place, why)
+            requeue_within_budget(budget, spec, place, why)
         except UserError as error:
             log.error("%s", error)
     sys.exit(code)

@@ -44,7 +44,7 @@ def cache_job(
     return Submission(name=f"{name_of(content, config)}-cache", spec=spec, nodes=nodes, after=after, tasks=tasks)
 
 
-def again(record: JobRecord) -> Submission:
+def resubmission(record: JobRecord) -> Submission:
     """The same submission once more."""
     content = dict(record.resubmit)
     nodes, tasks = content.pop("nodes"), content.pop("tasks")

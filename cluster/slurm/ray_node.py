@@ -100,7 +100,7 @@ class RayNode:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=bound_to_task,  # safe: this process has one thread
+                preexec_fn=die_with_parent,  # safe: this process has one thread
             )
 
     def is_up(self) -> bool | None:
@@ -141,7 +141,7 @@ class RayNode:
             self._process.wait()
 
 
-def bound_to_task() -> None:
+def die_with_parent() -> None:
     """In a child before its program: end when the task does, however that ends, and let Slurm's warning pass by."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     # Slurm sends its warning to every process of a job; what does not ignore it, such as a raylet, would die of it.

@@ -44,11 +44,11 @@ class Rendezvous:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.folder.chmod(0o700)
 
-    def say(self, name: str, **content: Any) -> None:
+    def publish(self, name: str, **content: Any) -> None:
         """Publish ``name`` to the other tasks."""
         write_atomic(self.folder / f"{name}.json", json.dumps(content))
 
-    def said(self, name: str) -> dict[str, Any] | None:
+    def get(self, name: str) -> dict[str, Any] | None:
         """What was published as ``name``, or None."""
         try:
             content: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text())
@@ -56,15 +56,15 @@ class Rendezvous:
             return None
         return content
 
-    def count(self, name: str) -> set[int]:
+    def published_nodes(self, name: str) -> set[int]:
         """The nodes that have published ``name-NODE``."""
         return {int(path.stem.rpartition("-")[2]) for path in self.folder.glob(f"{name}-*.json")}
 
-    def alive(self, node: int) -> None:
+    def heartbeat(self, node: int) -> None:
         """Say that ``node`` is there; to be repeated."""
         (self.folder / f"alive-{node}").touch()
 
-    def lost(self, node: int, by: int, after_s: float) -> bool:
+    def is_dead(self, node: int, by: int, after_s: float) -> bool:
         """Whether ``node`` was heard of so much less lately than ``by``, both by the clock of the file system."""
         try:
             theirs = (self.folder / f"alive-{node}").stat().st_mtime
@@ -74,14 +74,14 @@ class Rendezvous:
 
     def failure(self) -> str | None:
         """The line of a node that failed."""
-        said = self.said(FAILED)
-        return None if said is None else str(said["line"])
+        get = self.get(FAILED)
+        return None if get is None else str(get["line"])
 
     def fail(self, node: int, line: str) -> None:
         """Tell the others that ``node`` cannot go on; one file for all, since everybody looks at it all the time."""
-        self.say(FAILED, node=node, line=line)
+        self.publish(FAILED, node=node, line=line)
 
-    def until(self, ready: Callable[[], Value | None], late: Callable[[], str]) -> Value:
+    def wait_until(self, ready: Callable[[], Value | None], late: Callable[[], str]) -> Value:
         """Wait until ``ready`` gives something; raises ClusterError where a node failed, or ``late`` in the end."""
         pause = POLL_S
         while True:

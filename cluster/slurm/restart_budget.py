@@ -12,27 +12,27 @@ import time
 from pathlib import Path
 
 from cluster.site import Site
-from cluster.slurm.slurm_env import Place
+from cluster.slurm.slurm_env import SlurmEnv
 from graphkd.errors import UserError
 from pipeline.core.files import append_line
-from pipeline.core.jsonl import read_lines
+from pipeline.core.jsonl import read_jsonl
 
-LIVES_FILE = "lives.jsonl"
+STARTS_FILE = "lives.jsonl"
 FINISHED, PREEMPTED, FAILED, CANCELLED, REFUSED = "finished", "preempted", "failed", "cancelled", "refused"
 
 
-class Lives:
+class RestartBudget:
     """The starts of one job."""
 
-    def __init__(self, folder: Path, place: Place) -> None:
-        self._path = folder / LIVES_FILE
+    def __init__(self, folder: Path, place: SlurmEnv) -> None:
+        self._path = folder / STARTS_FILE
         self._place = place
 
-    def begin(self) -> None:
+    def record_start(self) -> None:
         """Write down that this start began."""
         self._write("begin", f"{self._place.nodes} nodes")
 
-    def end(self, how: str, why: str = "") -> None:
+    def record_end(self, how: str, why: str = "") -> None:
         """Write down how it ended."""
         self._write(how, why)
 
@@ -42,7 +42,7 @@ class Lives:
 
     def counts(self) -> dict[str, int]:
         """Preemptions and failures of this job's earlier and present starts."""
-        own = [line for line in read_lines(self._path) if line["job"] == self._place.job]
+        own = [line for line in read_jsonl(self._path) if line["job"] == self._place.job]
         ends = {line["restart"]: line["event"] for line in own if line["event"] != "begin"}
         begun = {line["restart"] for line in own if line["event"] == "begin"}
         cut_off = sum(restart not in ends for restart in begun if restart != self._place.restart)
@@ -52,11 +52,11 @@ class Lives:
 
     def is_open(self) -> bool:
         """Whether this start has begun and nobody wrote down its end."""
-        own = [line for line in read_lines(self._path) if line["job"] == self._place.job]
+        own = [line for line in read_jsonl(self._path) if line["job"] == self._place.job]
         events = [line["event"] for line in own if line["restart"] == self._place.restart]
         return events == ["begin"]
 
-    def spent(self, site: Site) -> str | None:
+    def exhausted_budget(self, site: Site) -> str | None:
         """Why this job must not be queued again, or None."""
         counts = self.counts()
         for kind, most in ((PREEMPTED, site.preemptions), (FAILED, site.failures)):

@@ -10,7 +10,7 @@ from graphkd.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SlurmEnv:
     """One task's place in its job."""
 
     job: str
@@ -22,15 +22,15 @@ class Place:
     """Of the node."""
 
     @property
-    def leads(self) -> bool:
+    def is_head(self) -> bool:
         """Whether this task has the head and the driver."""
         return self.node == 0
 
 
-def own_place() -> Place:
+def read_slurm_env() -> SlurmEnv:
     """Read it from the environment; raises ConfigError outside a Slurm job."""
     try:
-        return Place(
+        return SlurmEnv(
             job=os.environ["SLURM_JOB_ID"],
             restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
             node=int(os.environ["SLURM_NODEID"]),

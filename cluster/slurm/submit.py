@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.jobs import JobRecord, remember
+from cluster.jobs import JobRecord, record_job
 from cluster.site import Site
 from cluster.slurm.spec import JobSpec
 from graphkd.errors import ConfigError, UserError
@@ -68,7 +68,7 @@ def submit(submission: Submission) -> JobRecord:
         site=submission.spec.site.name,
         resubmit=submission.spec.model_dump(mode="json") | {"nodes": submission.nodes, "tasks": submission.tasks},
     )
-    remember(folder, record)
+    record_job(folder, record)
     return record
 
 

@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from cluster.slurm.ray_node import RayNode, bound_to_task, free_ports, ports_of
+from cluster.slurm.ray_node import RayNode, die_with_parent, free_ports, ports_of
 from cluster.slurm.rendezvous import ClusterError, Rendezvous
-from cluster.slurm.restart_budget import CANCELLED, FAILED, FINISHED, PREEMPTED, REFUSED, Lives, requeue
-from cluster.slurm.slurm_env import Place, address_of, own_place
+from cluster.slurm.restart_budget import CANCELLED, FAILED, FINISHED, PREEMPTED, REFUSED, RestartBudget, requeue
+from cluster.slurm.slurm_env import SlurmEnv, address_of, read_slurm_env
 from cluster.slurm.spec import JobSpec
 from graphkd.errors import UserError
 from pipeline.core.errors import TEMPORARY_FAILURE
@@ -45,14 +45,14 @@ def main() -> None:
     """Run the task; exit codes are the command's own, or 1."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        code = run(JobSpec.model_validate_json(Path(sys.argv[1]).read_text()), own_place())
+        code = run(JobSpec.model_validate_json(Path(sys.argv[1]).read_text()), read_slurm_env())
     except UserError as error:
         log.error("%s", error)
         code = 1
     sys.exit(code)
 
 
-def run(spec: JobSpec, place: Place) -> int:
+def run(spec: JobSpec, place: SlurmEnv) -> int:
     """Be this node of the job; gives the exit code of the task."""
     with received() as signals:
         if not spec.ray:
@@ -61,7 +61,7 @@ def run(spec: JobSpec, place: Place) -> int:
         address = spec.site.node_address or address_of(place.name)
         try:
             _require_shared(spec, place)
-            if place.leads:
+            if place.is_head:
                 return _Head(spec, place, meeting, address, signals).run()
             return _worker(spec, place, meeting, address)
         except UserError as error:
@@ -71,7 +71,7 @@ def run(spec: JobSpec, place: Place) -> int:
             raise ClusterError(line if not str(error).startswith("node ") else str(error)) from error
 
 
-def _require_shared(spec: JobSpec, place: Place) -> None:
+def _require_shared(spec: JobSpec, place: SlurmEnv) -> None:
     """Raise ClusterError where this node does not see a folder that all are to share."""
     for folder in spec.site.shared:
         if not folder.is_dir():
@@ -99,19 +99,19 @@ def received() -> Iterator[list[int]]:
 class _Head:
     """Node 0."""
 
-    def __init__(self, spec: JobSpec, place: Place, meeting: Rendezvous, address: str, signals: list[int]) -> None:
+    def __init__(self, spec: JobSpec, place: SlurmEnv, meeting: Rendezvous, address: str, signals: list[int]) -> None:
         self.spec, self.place, self.meeting, self.address, self.signals = spec, place, meeting, address, signals
-        self.lives = Lives(spec.run_folder, place)
+        self.budget = RestartBudget(spec.run_folder, place)
 
     def run(self) -> int:
         """Start the cluster and the command on it; afterwards end all, and queue the job again where it should."""
         self.meeting.open()
-        self.lives.begin()
-        spent = self.lives.spent(self.spec.site)
-        if spent:
-            self.lives.end(REFUSED, spent)
+        self.budget.record_start()
+        exhausted = self.budget.exhausted_budget(self.spec.site)
+        if exhausted:
+            self.budget.record_end(REFUSED, exhausted)
             raise ClusterError(
-                f"job {self.place.job} is not started again: {spent}; look at its log, then submit again"
+                f"job {self.place.job} is not started again: {exhausted}; look at its log, then submit again"
             )
         temporary = self.spec.site.ray_folder(self.place.job)
         node = RayNode(self.address, self.spec.site, self.meeting.token(), self.meeting.folder / "ray-0.log")
@@ -120,7 +120,7 @@ class _Head:
         except ClusterError as error:
             code, why = TEMPORARY_FAILURE, str(error)
         finally:
-            self.meeting.say(ENDED)
+            self.meeting.publish(ENDED)
             node.end()
             shutil.rmtree(temporary, ignore_errors=True)
         return self._ended(code, why)
@@ -129,21 +129,21 @@ class _Head:
         port, client_port, agent_port = free_ports(self.address, ports_of(self.place.job), 3)
         node.start_head(port, client_port, agent_port, temporary)
         deadline = f"within {self.spec.site.deadline_s:g} s"
-        self.meeting.until(node.is_up, lambda: f"node 0 ({self.place.name}): Ray's head was not up {deadline}")
-        self.meeting.alive(0)
+        self.meeting.wait_until(node.is_up, lambda: f"node 0 ({self.place.name}): Ray's head was not up {deadline}")
+        self.meeting.heartbeat(0)
         head = f"{self.address}:{port}"
-        self.meeting.say(HEAD, address=head, node=self.place.name)
+        self.meeting.publish(HEAD, address=head, node=self.place.name)
         others = set(range(1, self.place.nodes))
-        self.meeting.until(
-            lambda: True if self.meeting.count(JOINED) >= others else None,
-            lambda: f"nodes {sorted(others - self.meeting.count(JOINED))} did not join {head} {deadline}",
+        self.meeting.wait_until(
+            lambda: True if self.meeting.published_nodes(JOINED) >= others else None,
+            lambda: f"nodes {sorted(others - self.meeting.published_nodes(JOINED))} did not join {head} {deadline}",
         )
         log.info("a Ray cluster of %d nodes is up at %s", self.place.nodes, head)
         return self._supervised(node, {**node.environment(), "RAY_ADDRESS": head})
 
     def _supervised(self, node: RayNode, environment: dict[str, str]) -> tuple[int, str]:
         words, where = _command(self.spec, self.place), self.spec.directory
-        command = subprocess.Popen(words, env=environment, cwd=where, preexec_fn=bound_to_task)
+        command = subprocess.Popen(words, env=environment, cwd=where, preexec_fn=die_with_parent)
         passed, beat = 0, 0.0
         while command.poll() is None:
             passed = _pass_on(self.signals, passed, command)
@@ -160,55 +160,55 @@ class _Head:
 
     def _lost(self) -> str | None:
         """The line about nodes that died without a word."""
-        self.meeting.alive(0)
-        lost = [node for node in range(1, self.place.nodes) if self.meeting.lost(node, 0, LOST_S)]
+        self.meeting.heartbeat(0)
+        lost = [node for node in range(1, self.place.nodes) if self.meeting.is_dead(node, 0, LOST_S)]
         return f"nodes {lost} have not been heard of for {LOST_S:g} s" if lost else None
 
     def _ended(self, code: int, why: str) -> int:
         if code == 0:
-            self.lives.end(FINISHED)
+            self.budget.record_end(FINISHED)
             return 0
         if signal.SIGUSR2 in self.signals:
-            self.lives.end(PREEMPTED, why)
+            self.budget.record_end(PREEMPTED, why)
         elif signal.SIGTERM in self.signals and not self.meeting.failure():
-            self.lives.end(CANCELLED, why)
+            self.budget.record_end(CANCELLED, why)
             return code
         elif code in USAGE:
-            self.lives.end(REFUSED, why)
+            self.budget.record_end(REFUSED, why)
             return code
         else:
-            self.lives.end(FAILED, why)
+            self.budget.record_end(FAILED, why)
             log.error("%s", why)
-        queue_again(self.lives, self.spec, self.place, why)
+        requeue_within_budget(self.budget, self.spec, self.place, why)
         time.sleep(LEFT)  # until it is ended; whoever leaves by himself would end the job, not this start of it
         return code
 
 
-def queue_again(lives: Lives, spec: JobSpec, place: Place, why: str) -> None:
+def requeue_within_budget(budget: RestartBudget, spec: JobSpec, place: SlurmEnv, why: str) -> None:
     """Queue the job again; raises ClusterError where that was done often enough."""
-    spent = lives.spent(spec.site)
-    if spent:
-        raise ClusterError(f"job {place.job} is not queued again: {spent}; {why}")
+    exhausted = budget.exhausted_budget(spec.site)
+    if exhausted:
+        raise ClusterError(f"job {place.job} is not queued again: {exhausted}; {why}")
     log.info("job %s is queued again: %s", place.job, why)
     requeue(place.job)
 
 
-def _worker(spec: JobSpec, place: Place, meeting: Rendezvous, address: str) -> int:
+def _worker(spec: JobSpec, place: SlurmEnv, meeting: Rendezvous, address: str) -> int:
     """A node that joins the head and leaves with it."""
     late = f"the head was not up within {spec.site.deadline_s:g} s, or {spec.run_folder} is not shared with its node"
-    head = meeting.until(lambda: meeting.said(HEAD), lambda: late)
+    head = meeting.wait_until(lambda: meeting.get(HEAD), lambda: late)
     node = RayNode(address, spec.site, meeting.token(), meeting.folder / f"ray-{place.node}.log")
     try:
         (agent_port,) = free_ports(address, ports_of(place.job, place.node), 1)
         node.start_worker(head["address"], agent_port)
-        meeting.until(node.is_up, lambda: f"Ray did not join {head['address']} within {spec.site.deadline_s:g} s")
-        meeting.alive(place.node)
-        meeting.say(f"{JOINED}-{place.node}", node=place.name)
-        while meeting.said(ENDED) is None:
+        meeting.wait_until(node.is_up, lambda: f"Ray did not join {head['address']} within {spec.site.deadline_s:g} s")
+        meeting.heartbeat(place.node)
+        meeting.publish(f"{JOINED}-{place.node}", node=place.name)
+        while meeting.get(ENDED) is None:
             if node.has_ended():
                 raise ClusterError("Ray ended while the job was running")
-            meeting.alive(place.node)
-            if meeting.lost(0, place.node, LOST_S):
+            meeting.heartbeat(place.node)
+            if meeting.is_dead(0, place.node, LOST_S):
                 raise ClusterError(f"the head has not been heard of for {LOST_S:g} s")
             time.sleep(HEARTBEAT_S if place.nodes > MANY else POLL_S)
     finally:
@@ -216,7 +216,7 @@ def _worker(spec: JobSpec, place: Place, meeting: Rendezvous, address: str) -> i
     return 0
 
 
-def _alone(spec: JobSpec, place: Place, signals: list[int]) -> int:
+def _alone(spec: JobSpec, place: SlurmEnv, signals: list[int]) -> int:
     """A task without a cluster, such as one of an array that builds a cache."""
     command = subprocess.Popen(_command(spec, place), cwd=spec.directory)
     passed = 0
@@ -233,7 +233,7 @@ def _pass_on(signals: list[int], passed: int, command: subprocess.Popen[bytes]) 
     return len(signals)
 
 
-def _command(spec: JobSpec, place: Place) -> list[str]:
+def _command(spec: JobSpec, place: SlurmEnv) -> list[str]:
     words = [sys.executable, "-m", "pipeline", *spec.command]
     if spec.ray and spec.trains:
         words += ["engine.name=ray", f"engine.workers={place.nodes * spec.site.workers}"]

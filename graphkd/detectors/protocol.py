@@ -74,11 +74,11 @@ class DetectorModule(nn.Module, Detector):
     boxes of a thousand px need more digits than half precision has.
     """
 
-    def fixed_shapes(self) -> list[nn.Module]:
+    def compilable_modules(self) -> list[nn.Module]:
         """Parts whose tensors have one shape for one number of pages, so that compiling them pays. By default none."""
         return []
 
-    def inheritable(self) -> dict[str, Tensor]:
+    def inheritable_parameters(self) -> dict[str, Tensor]:
         """Parameters by name that a student of the same architecture and widths can start from: all that reads the
         pyramid, and the pyramid's outputs. By default none.
         """

@@ -30,7 +30,7 @@ class Sampled:
         return self.positive | self.negative
 
 
-class KeyedSampler:
+class SeededSampler:
     """Picks a fixed number of positive and negative entries per page, as torchvision's sampler does, by seed.
 
     Labels are float or int: 1 and more foreground, 0 background, negative ignored.

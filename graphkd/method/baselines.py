@@ -53,7 +53,7 @@ def dsig_loss(
     student_regions: RegionPredictions | None,
     signals: TeacherSignals,
     foreground: Tensor,
-    energy: float,
+    mean_square: float,
     weights: DsigWeights,
 ) -> dict[str, Tensor]:
     """Structured instance graph (Chen et al., "Deep Structured Instance Graph", ICCV 2021), each term float32 [B].
@@ -62,14 +62,14 @@ def dsig_loss(
     code: mean squared errors of foreground and of background nodes; half the mean, over all ordered pairs of
     foreground nodes and background nodes that the teacher finds hard, of the squared difference of cosines; KL, mean
     over nodes and over classes; L1 of the deltas of a foreground node's class, over all nodes. One difference: squared
-    errors are over ``energy``, so that the published weights do not depend on the teacher's scale.
+    errors are over ``mean_square``, so that the published weights do not depend on the teacher's scale.
 
     Args:
         student_pooled: [B, N, C, P, P], the student's features at the signals' boxes, in the teacher's channels.
         student_regions: the student's logits [B, N, K + 1] and deltas [B, N, K, 4], or None without a region head.
         signals: the teacher's side, without gradient.
         foreground: bool [B, N], True for nodes that overlap ground truth by IoU .5 or more.
-        energy: the teacher's mean squared feature.
+        mean_square: the teacher's mean squared feature.
         weights: of each term; a term of weight 0 is left out.
 
     Raises:
@@ -80,7 +80,7 @@ def dsig_loss(
     foreground = foreground & signals.valid
     terms: dict[str, Tensor] = {}
     if weights.foreground or weights.background:
-        terms["kd_node"] = _node_errors(student_pooled, signals, foreground, energy, weights)
+        terms["kd_node"] = _node_errors(student_pooled, signals, foreground, mean_square, weights)
     if weights.edge:
         hard = hard_background(signals, foreground, weights.hard_background)
         terms["kd_edge"] = weights.edge * _cosine_edges(student_pooled, signals, foreground | hard)
@@ -106,10 +106,10 @@ def hard_background(signals: TeacherSignals, foreground: Tensor, least: float) -
 
 
 def _node_errors(
-    student_pooled: Tensor, signals: TeacherSignals, foreground: Tensor, energy: float, weights: DsigWeights
+    student_pooled: Tensor, signals: TeacherSignals, foreground: Tensor, mean_square: float, weights: DsigWeights
 ) -> Tensor:
     background = signals.valid & ~foreground
-    error = (student_pooled.float() - signals.pooled.float()).square().mean(dim=(-3, -2, -1)) / energy
+    error = (student_pooled.float() - signals.pooled.float()).square().mean(dim=(-3, -2, -1)) / mean_square
     share = foreground.sum(dim=1) / (7.5 * background.sum(dim=1) + 1e-4)
     front, back = masked_mean(error, foreground), masked_mean(error, background)
     return weights.foreground * front + weights.background * share * back
@@ -127,13 +127,13 @@ def _box_distance(deltas: Tensor, signals: TeacherSignals, foreground: Tensor) -
     return masked_mean(torch.where(foreground, gaps.abs().sum(dim=-1), 0), signals.valid)
 
 
-def map_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], energy: float) -> Tensor:
-    """Sum over levels of the maps' mean squared error over ``energy``: maps [B, C, H_l, W_l] -> float32 [B]."""
+def map_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], mean_square: float) -> Tensor:
+    """Sum over levels of the maps' mean squared error over ``mean_square``: maps [B, C, H_l, W_l] -> float32 [B]."""
     _require_same_maps(student, teacher)
     errors = [
         (student[name].float() - maps.detach().float()).square().mean(dim=(1, 2, 3)) for name, maps in teacher.items()
     ]
-    return torch.stack(errors).sum(dim=0) / energy
+    return torch.stack(errors).sum(dim=0) / mean_square
 
 
 def pkd_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], weights: PkdWeights) -> dict[str, Tensor]:

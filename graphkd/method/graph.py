@@ -95,7 +95,7 @@ def build_graph(signals: TeacherSignals, statistics: TeacherStatistics, config: 
     """
     signals = signals.detached()
     text = _text_nodes(signals, statistics, config)
-    regions = distinct_regions(signals, config)
+    regions = deduplicated_nodes(signals, config)
     if config.edges == "complete":
         adjacent = all_pairs(regions)
     else:
@@ -107,7 +107,7 @@ def build_graph(signals: TeacherSignals, statistics: TeacherStatistics, config: 
     return _merged_graph(signals, regions, text, adjacent, merge, config)
 
 
-def distinct_regions(signals: TeacherSignals, config: GraphConfig) -> Tensor:
+def deduplicated_nodes(signals: TeacherSignals, config: GraphConfig) -> Tensor:
     """Nodes that stand for a region of their own: bool [B, N].
 
     A node does not where a more confident one overlaps it by more than ``distinct_iou``, or the teacher's foreground

@@ -127,7 +127,7 @@ def node_errors(student: Tensor, teacher: Tensor, statistics: TeacherStatistics,
     by_channel = (student - teacher).square().mean(dim=(-2, -1))
     if metric == "scaled":
         return (by_channel * statistics.channel_scale).mean(dim=-1)
-    return by_channel.mean(dim=-1) / statistics.energy
+    return by_channel.mean(dim=-1) / statistics.mean_square
 
 
 def edge_loss(

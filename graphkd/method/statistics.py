@@ -28,7 +28,7 @@ class TeacherStatistics:
     """float32 [C, C]: covariance of descriptors."""
     whitening: Tensor
     """float32 [C, C]: W with ``|W (a - b)|`` the Mahalanobis distance."""
-    energy: float
+    mean_square: float
     """Mean square of the pooled features: the scale that node errors are measured in."""
     discriminant: Tensor
     """float32 [2C]: weights of the linear text discriminant on mean and log variance."""
@@ -51,7 +51,7 @@ class TeacherStatistics:
             mean=self.mean.to(device),
             covariance=self.covariance.to(device),
             whitening=self.whitening.to(device),
-            energy=self.energy,
+            mean_square=self.mean_square,
             discriminant=self.discriminant.to(device),
             thresholds=self.thresholds,
             text_classes=self.text_classes.to(device),
@@ -107,7 +107,7 @@ class StatisticsAccumulator:
             mean=mean.float(),
             covariance=covariance.float(),
             whitening=whitening(self._spread, shrinkage),
-            energy=self._energy / self._spread.count,
+            mean_square=self._energy / self._spread.count,
             discriminant=discriminant,
             thresholds={name: threshold for name, (threshold, _) in fitted.items()},
             text_classes=self.text_classes,

@@ -28,13 +28,13 @@ from pipeline.cache.format import (
     read_cache_json,
 )
 from pipeline.cache.index import read_cache_index
-from pipeline.cache.rows import require_file
+from pipeline.cache.rows import check_file
 from pipeline.config import RunConfig
 from pipeline.core.errors import CacheError, OutputError
-from pipeline.core.files import leftovers, locked, sha256_file, write_json
+from pipeline.core.files import locked, sha256_file, stale_temp_files, write_json
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.storage.local import LocalStore
-from pipeline.teacher.identity import TeacherRun, cache_identity, open_teacher, require_same, statistics_identity
+from pipeline.teacher.identity import TeacherRun, cache_identity, check_identity, open_teacher, statistics_identity
 from pipeline.teacher.statistics import STATISTICS_FILE, read_statistics
 
 IDENTITY_FILE = "identity.json"
@@ -97,7 +97,7 @@ def build_cache(
         CacheError: where the folder belongs to another teacher, dataset or setting, naming it.
         OutputError: where the disk is full.
     """
-    require_teacher(student)
+    check_has_teacher(student)
     dataset, teacher = PackedDataset(student.data.train, student.data.storage), open_teacher(student)
     identity, folder = cache_identity(student, teacher, dataset), student.cache_folder
     if is_finished(folder):
@@ -121,9 +121,9 @@ def build_cache(
 
 def _tidy(folder: Path) -> None:
     """Remove locks and what killed builders left, once nobody has a use for them."""
-    if [*leftovers(folder), *folder.glob(".*.lock")]:
+    if [*stale_temp_files(folder), *folder.glob(".*.lock")]:
         with locked(folder / FINISH_LOCK):
-            for path in [*leftovers(folder), *folder.glob(".*.lock")]:
+            for path in [*stale_temp_files(folder), *folder.glob(".*.lock")]:
                 path.unlink(missing_ok=True)
 
 
@@ -132,18 +132,18 @@ def is_finished(folder: Path) -> bool:
     return (folder / CACHE_FILE).exists()
 
 
-def require_teacher(student: RunConfig) -> None:
+def check_has_teacher(student: RunConfig) -> None:
     """Raise ConfigError where ``student`` names no teacher to precompute."""
     if student.teacher is None:
         raise ConfigError(f"{student.name} has no teacher; a cache is built for the config of a distilled student")
 
 
 def _claim(folder: Path, identity: dict[str, str]) -> None:
-    if not require_ours(folder, identity):
+    if not check_ownership(folder, identity):
         write_json(folder / IDENTITY_FILE, identity)
 
 
-def require_ours(folder: Path, identity: dict[str, str]) -> bool:
+def check_ownership(folder: Path, identity: dict[str, str]) -> bool:
     """Whether ``folder`` holds this cache, finished or not.
 
     Raises CacheError where it holds another, naming what differs, OutputError where it holds something else.
@@ -154,7 +154,7 @@ def require_ours(folder: Path, identity: dict[str, str]) -> bool:
             found = json.loads(path.read_text())
         except ValueError as error:
             raise CacheError(f"{path} is damaged ({error}); {REMEDY}") from error
-        require_same(found, identity, folder, REMEDY)
+        check_identity(found, identity, folder, REMEDY)
         return True
     others = [name.name for name in folder.iterdir() if name.name != STATISTICS_FILE] if folder.is_dir() else []
     others = [name for name in others if not name.startswith(".")]
@@ -166,9 +166,9 @@ def require_ours(folder: Path, identity: dict[str, str]) -> bool:
 def _require_whole(folder: Path, identity: dict[str, str]) -> CacheJson:
     store = LocalStore(folder)
     description = read_cache_json(store)
-    require_same(description.identity, identity, folder, REMEDY)
+    check_identity(description.identity, identity, folder, REMEDY)
     for shard in description.shards:
-        require_file(store, shard)
+        check_file(store, shard)
         if not is_built(folder, shard.name):
             raise CacheError(f"{folder / cache_index_name(shard.name)} is missing from the cache; {REMEDY}")
     return description
@@ -214,8 +214,8 @@ def _describe(folder: Path, dataset: PackedDataset, teacher: TeacherRun, identit
 def _whole_shard(folder: Path, name: str, rows: int, tar_sha256: str, identity: dict[str, str]) -> CachedShard:
     store = LocalStore(folder)
     index = read_cache_index(store, name)
-    shard = index.require(index.shard, identity, str(folder / name)).shard
-    require_file(store, shard)
+    shard = index.check(index.shard, identity, str(folder / name)).shard
+    check_file(store, shard)
     if (shard.name, shard.rows, shard.tar_sha256) != (name, rows, tar_sha256):
         raise CacheError(f"{folder / cache_index_name(name)} is of another shard; delete it and build the cache again")
     return shard

@@ -13,20 +13,20 @@ from graphkd.batch import PageBatch
 from graphkd.nodes import live_signals
 from graphkd.signals import TeacherSignals
 from pipeline.cache.format import cache_index_name, cache_shard_name
-from pipeline.cache.quantize import encode
+from pipeline.cache.quantize import quantize
 from pipeline.cache.writer import CacheFileWriter, CacheRow, cache_file
 from pipeline.config import RunConfig
-from pipeline.core.files import leftovers, locked
-from pipeline.core.parallel import ahead
+from pipeline.core.files import locked, stale_temp_files
+from pipeline.core.parallel import prefetch
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.data.loading.loader import PageItems, collate
+from pipeline.data.loading.loader import PageDataset, collate
 from pipeline.data.loading.order import SampleRef
 from pipeline.teacher.identity import cache_identity, open_teacher
 from pipeline.teacher.statistics import ensure_statistics
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
-BATCHES_AHEAD = 2  # decoded before the teacher wants them, and said by it before they are written
+PREFETCH_BATCHES = 2  # decoded before the teacher wants them, and said by it before they are written
 
 
 class CacheBuilder:
@@ -45,7 +45,7 @@ class CacheBuilder:
         self.identity = cache_identity(student, self.teacher, self.dataset)
         self.detector = self.teacher.detector(self.dataset.num_classes, device)
         views = self.teacher.settings.views
-        self.items = PageItems(self.dataset, student.data.view, student.run.seed, views if views > 1 else -1)
+        self.items = PageDataset(self.dataset, student.data.view, student.run.seed, views if views > 1 else -1)
 
     def statistics(self, progress: Progress | None = None) -> None:
         """Compute the teacher's statistics where they are not there yet."""
@@ -83,17 +83,17 @@ class CacheBuilder:
     def said(self, batches: list[list[SampleRef]]) -> Iterator[list[CacheRow]]:
         """What the teacher says of batches of pages, which are decoded by threads meanwhile."""
         threads = self.student.data.loader_workers
-        for batch in ahead(self._pages, batches, threads, threads + BATCHES_AHEAD, "decode"):
+        for batch in prefetch(self._pages, batches, threads, threads + PREFETCH_BATCHES, "decode"):
             yield self.rows(batch, live_signals(self.detector, batch.to(self.device), self.teacher.settings.nodes))
 
     def rows(self, batch: PageBatch, signals: TeacherSignals) -> list[CacheRow]:
         """Signals as rows of the cache, on the CPU."""
         settings = self.teacher.settings
-        said = signals.described() if settings.store == "descriptors" else signals
+        said = signals.compressed() if settings.store == "descriptors" else signals
         counts = said.valid.sum(dim=1).tolist()
         rows = []
         for page, count in enumerate(counts):
-            pooled, scales = encode(said.pooled[page, :count], settings.cache_dtype)
+            pooled, scales = quantize(said.pooled[page, :count], settings.cache_dtype)
             arrays = {"pooled": pooled, "pooled_scale": scales, "boxes": said.boxes[page, :count]}
             arrays |= {"scores": said.scores[page, :count], "classes": said.classes[page, :count]}
             if said.logits is not None and said.deltas is not None:
@@ -113,7 +113,7 @@ class CacheBuilder:
         written = 0
         # One thread writes and hashes while the teacher looks at the next pages; the queue is short, so that a slow
         # disk slows the teacher down instead of filling the memory.
-        for count in ahead(write, self.said(self.refs(shard)), 1, BATCHES_AHEAD, "write"):
+        for count in prefetch(write, self.said(self.refs(shard)), 1, PREFETCH_BATCHES, "write"):
             written += count
             if progress is not None:
                 progress(written)
@@ -137,6 +137,6 @@ def _alone_at(folder: Path, name: str) -> Iterator[bool]:
     """Whether this is the only builder at a file; what a killed one left is removed."""
     with locked(folder / f".{name}.lock", wait=False) as alone:
         if alone:
-            for path in [*leftovers(folder, name), *leftovers(folder, cache_index_name(name))]:
+            for path in [*stale_temp_files(folder, name), *stale_temp_files(folder, cache_index_name(name))]:
                 path.unlink(missing_ok=True)
         yield alone

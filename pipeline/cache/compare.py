@@ -18,7 +18,7 @@ from graphkd.signals import TeacherSignals
 from pipeline.cache.quantize import Precision
 from pipeline.cache.reader import CachedTeacher
 from pipeline.config import RunConfig
-from pipeline.data.loading.loader import PageItems, collate
+from pipeline.data.loading.loader import PageDataset, collate
 from pipeline.data.loading.order import SampleRef
 from pipeline.teacher.identity import open_teacher
 from pipeline.train.builders import build_step
@@ -61,7 +61,7 @@ def compare_with_live(
     dataset, views = cached.dataset, cached.description.views
     refs = evenly_spread(len(dataset), views, pages)
     teacher = open_teacher(student).detector(dataset.num_classes, device)
-    items = PageItems(dataset, student.data.view, student.run.seed, views if views > 1 else -1)
+    items = PageDataset(dataset, student.data.view, student.run.seed, views if views > 1 else -1)
     assert student.teacher is not None
     policy = student.teacher.nodes
     if student.method.name == "none":  # whose losses do not listen to a teacher
@@ -71,7 +71,7 @@ def compare_with_live(
     for first in range(0, len(refs), PAGES_AT_ONCE):
         batch = collate(items.__getitems__(refs[first : first + PAGES_AT_ONCE])).to(device)
         stored = cached.signals(batch)
-        live, alike = live_at(teacher, batch, stored, policy)
+        live, alike = live_signals_at(teacher, batch, stored, policy)
         with torch.no_grad():
             sums.add(stored, live, alike, step(batch, stored), step(batch, live))
         progress(min(len(refs), first + PAGES_AT_ONCE), len(refs))
@@ -84,7 +84,7 @@ def evenly_spread(samples: int, views: int, count: int) -> list[SampleRef]:
     return [SampleRef(number % views, number * samples // chosen) for number in range(chosen)]
 
 
-def live_at(
+def live_signals_at(
     teacher: Detector, batch: PageBatch, stored: TeacherSignals, policy: NodePolicy
 ) -> tuple[TeacherSignals, Tensor]:
     """What the live teacher says at the boxes of ``stored``, and which it would choose again, bool [B, N]."""
@@ -96,7 +96,7 @@ def live_at(
     for page, boxes in enumerate(chosen):
         apart = (stored.boxes[page, :, None] - boxes[None]).abs().amax(dim=-1)  # [N, n]
         alike[page] = (apart <= 1).any(dim=1)
-    return (live.described() if stored.describes else live), alike & stored.valid
+    return (live.compressed() if stored.is_compressed else live), alike & stored.valid
 
 
 @dataclass(slots=True)

@@ -63,7 +63,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("digest", pa.uint64()),  # xxh3_64 of those bytes
     ]
 )
-FACTS = b"graphkd"
+SHARD_METADATA_KEY = b"graphkd"
 """Key of the index's metadata that holds its :class:`CachedShard` and the fingerprint of the cache's identity."""
 
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import pyarrow as pa
 from pydantic import ValidationError
 
-from pipeline.cache.format import FACTS, INDEX_SCHEMA, CachedShard, cache_index_name
+from pipeline.cache.format import INDEX_SCHEMA, SHARD_METADATA_KEY, CachedShard, cache_index_name
 from pipeline.core.errors import CacheError
-from pipeline.core.files import fingerprint, replaced
+from pipeline.core.files import atomic_path, fingerprint
 from pipeline.data.storage.base import Store
 
 
@@ -38,7 +38,7 @@ class CacheIndex:
     entries: list[CacheEntry]
     """One a row."""
 
-    def require(self, shard: CachedShard, identity: dict[str, str], path: str) -> CacheIndex:
+    def check(self, shard: CachedShard, identity: dict[str, str], path: str) -> CacheIndex:
         """Give this index, or raise CacheError where it belongs to another file or cache than ``cache.json`` says."""
         if self.shard != shard or self.identity != fingerprint(identity) or len(self.entries) != shard.rows:
             raise CacheError(f"{path} does not belong to this cache; copy it again, or build the cache again")
@@ -50,9 +50,9 @@ def write_cache_index(
 ) -> None:
     """Write the index of ``shard``, whose file lies there already."""
     facts = json.dumps({"shard": shard.model_dump(), "identity": fingerprint(identity)})
-    schema = INDEX_SCHEMA.with_metadata({FACTS: facts.encode()})
+    schema = INDEX_SCHEMA.with_metadata({SHARD_METADATA_KEY: facts.encode()})
     with (
-        replaced(folder / cache_index_name(shard.name)) as temporary,
+        atomic_path(folder / cache_index_name(shard.name)) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
         pa.ipc.new_file(sink, schema) as writer,
     ):
@@ -75,7 +75,7 @@ def parse_cache_index(content: bytes, path: str) -> CacheIndex:
     """Check the bytes of an index; raises CacheError where they are damaged."""
     try:
         table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
-        facts = json.loads(table.schema.metadata[FACTS])
+        facts = json.loads(table.schema.metadata[SHARD_METADATA_KEY])
         if not table.schema.equals(INDEX_SCHEMA):
             raise ValueError("made by another release")
         entries = [CacheEntry(*row) for row in zip(*(column.to_pylist() for column in table.columns), strict=True)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipeline.cache.build import require_ours
+from pipeline.cache.build import check_ownership
 from pipeline.cache.builder import CacheBuilder
 from pipeline.cache.compare import evenly_spread
 from pipeline.cache.format import cache_index_name, cache_shard_name
@@ -35,7 +35,7 @@ STORAGE_GB_S = {
 
 
 @dataclass(frozen=True, slots=True)
-class Feed:
+class StorageThroughput:
     """Whether a kind of storage feeds the GPUs."""
 
     storage: str
@@ -72,7 +72,7 @@ class Plan:
     sizes: list[Size]
     read_mb_s: float
     """What the training named by ``gpus`` and ``rate`` reads."""
-    feeds: list[Feed]
+    feeds: list[StorageThroughput]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -109,7 +109,7 @@ def plan_cache(
     """
     builder = CacheBuilder(student, device)
     folder, settings = student.cache_folder, builder.teacher.settings
-    require_ours(folder, builder.identity)
+    check_ownership(folder, builder.identity)
     nodes, pages_s = _measure_teacher(builder, pages)
     rows = len(builder.dataset) * settings.views
     missing = rows - _rows_there(builder)
@@ -133,7 +133,10 @@ def plan_cache(
         builders=builders,
         sizes=sizes(builder, rows),
         read_mb_s=gpus * rate * page / 1e6,
-        feeds=[Feed(name, gb, gb * 1e9 / page, gb * 1e9 >= gpus * rate * page) for name, gb in STORAGE_GB_S.items()],
+        feeds=[
+            StorageThroughput(name, gb, gb * 1e9 / page, gb * 1e9 >= gpus * rate * page)
+            for name, gb in STORAGE_GB_S.items()
+        ],
     )
 
 

@@ -15,7 +15,7 @@ BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "int8": 1}
 LARGEST = 127
 
 
-def encode(pooled: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
+def quantize(pooled: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
     """Features float32 [n, C, P, P] as they are stored, and the scales float32 [C] of int8 (empty otherwise)."""
     if precision != "int8":
         return pooled.to(torch.float16 if precision == "fp16" else torch.float32), pooled.new_zeros(0)
@@ -27,7 +27,7 @@ def encode(pooled: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
     return (pooled / safe).round().to(torch.int8), scales
 
 
-def decode(stored: Tensor, scales: Tensor) -> Tensor:
+def dequantize(stored: Tensor, scales: Tensor) -> Tensor:
     """Features float32 [..., n, C, P, P] from what was stored, off by half a scale at most; scales [..., C or 0]."""
     features = stored.float()
     return features * scales[..., None, :, None, None] if scales.shape[-1] else features

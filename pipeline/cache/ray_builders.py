@@ -16,7 +16,7 @@ from graphkd.errors import ConfigError
 from pipeline.cache.build import Builders
 from pipeline.cache.builder import Progress
 from pipeline.config import RunConfig
-from pipeline.core.ray_session import own_error, ray_session
+from pipeline.core.ray_session import ray_session, to_user_error
 from pipeline.data.format.dataset import PackedDataset
 
 RESTARTS = 3  # of one builder, and tries of one shard
@@ -110,7 +110,7 @@ def _own_errors() -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
-        raise own_error(error, "building the cache") from error
+        raise to_user_error(error, "building the cache") from error
 
 
 class _Builder:

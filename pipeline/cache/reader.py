@@ -15,18 +15,18 @@ from torch import Tensor
 from graphkd.batch import PageBatch
 from graphkd.signals import TeacherSignals
 from pipeline.cache.format import CacheJson, read_cache_json
-from pipeline.cache.quantize import decode
-from pipeline.cache.rows import CacheRows, Row, require_file
+from pipeline.cache.quantize import dequantize
+from pipeline.cache.rows import CacheReader, Row, check_file
 from pipeline.core.errors import CacheError
-from pipeline.core.parallel import ahead
+from pipeline.core.parallel import prefetch
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.data.storage.base import FileFacts, StorageConfig
+from pipeline.data.storage.base import FileInfo, StorageConfig
 from pipeline.data.storage.local import LocalStore
 from pipeline.data.storage.open import open_store
-from pipeline.teacher.identity import require_same
+from pipeline.teacher.identity import check_identity
 
-AHEAD = 3  # batches whose rows are read before their step
-READERS = 2
+PREFETCH_BATCHES = 3  # batches whose rows are read before their step
+PREFETCH_THREADS = 2
 AFFINE_TOLERANCE = 1e-3  # px, and as much in scale
 
 
@@ -53,15 +53,17 @@ class CachedTeacher:
         self.store = open_store(location, storage)
         self.description = read_cache_json(self.store)
         self._require(identity)
-        self.store.expect({shard.name: FileFacts(shard.bytes, shard.sha256) for shard in self.description.shards})
-        self.rows = CacheRows(self.store, self.description)
+        self.store.register({shard.name: FileInfo(shard.bytes, shard.sha256) for shard in self.description.shards})
+        self.rows = CacheReader(self.store, self.description)
 
-    def ahead(self, batches: Iterable[PageBatch]) -> Iterator[tuple[PageBatch, StoredSignals]]:
+    def prefetch(self, batches: Iterable[PageBatch]) -> Iterator[tuple[PageBatch, StoredSignals]]:
         """Batches with what is stored of them, which is read by threads while the steps before run."""
-        return ahead(lambda batch: (batch, self.stored(batch)), batches, READERS, AHEAD, "read-cache")
+        return prefetch(
+            lambda batch: (batch, self.stored(batch)), batches, PREFETCH_THREADS, PREFETCH_BATCHES, "read-cache"
+        )
 
     def signals(self, batch: PageBatch, read: StoredSignals | None = None) -> TeacherSignals:
-        """Signals in fp32 on the device of the batch's images; ``read`` is what :meth:`ahead` gave."""
+        """Signals in fp32 on the device of the batch's images; ``read`` is what :meth:`prefetch` gave."""
         return (read or self.stored(batch)).on(batch.images.device)
 
     def stored(self, batch: PageBatch) -> StoredSignals:
@@ -110,12 +112,12 @@ class CachedTeacher:
     def _require(self, identity: dict[str, str]) -> None:
         location, found = self.store.location, self.description
         try:
-            require_same(found.identity, identity, location, "build a cache for this config in another folder")
+            check_identity(found.identity, identity, location, "build a cache for this config in another folder")
         except CacheError as error:
             raise CacheError(f"{error}{_first_difference(found, self.dataset)}") from error
         if isinstance(self.store, LocalStore):
             for shard in found.shards:
-                require_file(self.store, shard)
+                check_file(self.store, shard)
 
 
 def _padded(pages: list[NDArray[Any]], valid: NDArray[np.bool_]) -> NDArray[Any]:
@@ -150,4 +152,4 @@ class StoredSignals:
     def on(self, device: torch.device) -> TeacherSignals:
         """Signals in fp32 on ``device``; what crosses to it is the smaller form."""
         moved = self.said.to(device)
-        return replace(moved, pooled=decode(moved.pooled, self.scales.to(device)))
+        return replace(moved, pooled=dequantize(moved.pooled, self.scales.to(device)))

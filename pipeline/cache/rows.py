@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from pipeline.cache.format import CachedShard, CacheJson, cache_schema
 from pipeline.cache.index import CacheEntry, CacheIndex, read_cache_index
 from pipeline.core.errors import CacheError
-from pipeline.data.storage.base import Range, Store
+from pipeline.data.storage.base import ByteRange, Store
 from pipeline.data.storage.local import LocalStore
 
-OPEN_FILES = 256  # per process; a rank reads 64 or so shards side by side
+MAX_OPEN_FILES = 256  # per process; a rank reads 64 or so shards side by side
 REMEDY = "copy it again, or build the cache again"
 
 
@@ -39,7 +39,7 @@ class Row:
     """Column name -> flat array, read-only and not copied."""
 
 
-class CacheRows:
+class CacheReader:
     """The rows of a finished cache by place: shard of the dataset and row of its file.
 
     Each row's bytes are checked against their digest when this process first reads them, from afar every time. Raises
@@ -53,8 +53,8 @@ class CacheRows:
         self._schema = cache_schema(description.precision)
         types = enumerate(zip(self._schema.names, self._schema.types, strict=True))
         self._lists = [(place, name) for place, (name, kind) in types if pa.types.is_list(kind)]
-        self._indexes: LRUCache[Any, CacheIndex] = LRUCache(OPEN_FILES)
-        self._maps: LRUCache[Any, pa.Buffer] = LRUCache(OPEN_FILES)
+        self._indexes: LRUCache[Any, CacheIndex] = LRUCache(MAX_OPEN_FILES)
+        self._maps: LRUCache[Any, pa.Buffer] = LRUCache(MAX_OPEN_FILES)
         self._guard = Lock()  # rows are read by several threads
         self._checked = [np.zeros(shard.rows, dtype=bool) for shard in description.shards]
         self._layouts: dict[int, Layout | None] = {}
@@ -70,15 +70,17 @@ class CacheRows:
         """The index of a cache file."""
         entry = self.description.shards[shard]
         index = read_cache_index(self.store, entry.name, self.description.indexes.get(entry.name))
-        return index.require(entry, self.description.identity, self._path(entry))
+        return index.check(entry, self.description.identity, self._path(entry))
 
     def _buffers(self, shards: list[int], entries: list[CacheEntry]) -> list[pa.Buffer]:
         pairs = zip(shards, entries, strict=True)
         if isinstance(self.store, LocalStore):
             return [self._mapped(shard).slice(entry.offset, entry.bytes) for shard, entry in pairs]
         all_shards = self.description.shards
-        wanted = [Range(name=all_shards[shard].name, start=entry.offset, size=entry.bytes) for shard, entry in pairs]
-        return [pa.py_buffer(content) for content in self.store.ranges(wanted)]
+        wanted = [
+            ByteRange(name=all_shards[shard].name, start=entry.offset, size=entry.bytes) for shard, entry in pairs
+        ]
+        return [pa.py_buffer(content) for content in self.store.read_ranges(wanted)]
 
     @cachedmethod(attrgetter("_maps"), lock=attrgetter("_guard"))
     def _mapped(self, shard: int) -> pa.Buffer:
@@ -124,7 +126,7 @@ def _start(values: NDArray[Any], buffer: pa.Buffer) -> int:
     return int(values.__array_interface__["data"][0]) - int(buffer.address) if len(values) else 0
 
 
-def require_file(store: LocalStore, shard: CachedShard) -> None:
+def check_file(store: LocalStore, shard: CachedShard) -> None:
     """Raise CacheError where a cache file is missing or has another length than ``cache.json`` says."""
     path = store.folder / shard.name
     if not path.exists():
@@ -135,6 +137,6 @@ def require_file(store: LocalStore, shard: CachedShard) -> None:
 
 
 def _map(store: LocalStore, shard: CachedShard) -> pa.Buffer:
-    require_file(store, shard)
+    check_file(store, shard)
     with (store.folder / shard.name).open("rb") as file:
         return pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

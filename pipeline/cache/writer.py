@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.cache.format import INDEX_SCHEMA, CachedShard, Compression, cache_schema
 from pipeline.cache.index import write_cache_index
 from pipeline.cache.quantize import Precision
-from pipeline.core.files import replaced
+from pipeline.core.files import atomic_path
 
 CacheRow = dict[str, Any]
 """Column name -> number or array."""
@@ -59,7 +59,7 @@ class CacheFileWriter:
         """Let the file go, finished or not."""
         self._sink.close()
 
-    def facts(self, name: str, tar_sha256: str) -> CachedShard:
+    def shard_info(self, name: str, tar_sha256: str) -> CachedShard:
         """What ``cache.json`` will say of the file."""
         return CachedShard(
             name=name,
@@ -114,10 +114,10 @@ def cache_file(
 
     Raises OutputError where the disk is full or the folder cannot be written.
     """
-    with replaced(folder / name) as temporary, closing(CacheFileWriter(temporary, precision, compression)) as writer:
+    with atomic_path(folder / name) as temporary, closing(CacheFileWriter(temporary, precision, compression)) as writer:
         yield writer
         writer.finish()
-    write_cache_index(folder, writer.facts(name, tar_sha256), identity, writer.columns)
+    write_cache_index(folder, writer.shard_info(name, tar_sha256), identity, writer.columns)
 
 
 def record_batch(row: CacheRow, schema: pa.Schema) -> pa.RecordBatch:

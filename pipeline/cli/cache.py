@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pipeline.cli.console import out, print_json, progress_bar
 from pipeline.cli.train import ConfigFile, Engine, Overrides, configured
-from pipeline.core.progress import phased
+from pipeline.core.progress import phased_progress
 
 commands = typer.Typer(help="Precompute what a teacher says, once for many students.", no_args_is_help=True)
 
@@ -25,10 +25,10 @@ def register(app: typer.Typer) -> None:
 
 def _student(config: Path, overrides: list[str] | None, engine: str | None = None) -> Any:
     """The config of a student that has a teacher."""
-    from pipeline.cache.build import require_teacher
+    from pipeline.cache.build import check_has_teacher
 
     settings = configured(config, overrides, engine)
-    require_teacher(settings)
+    check_has_teacher(settings)
     return settings
 
 
@@ -105,7 +105,7 @@ def build_with_progress(settings: Any, workers: int = 0) -> Any:
 
     device, on_ray = pick_device(settings.engine.device, 0), settings.engine.name == "ray"
     builders = ray_builders(settings, workers) if on_ray else local_builders(settings, device)
-    with phased(progress_bar, "teacher", "pages") as update:
+    with phased_progress(progress_bar, "teacher", "pages") as update:
         return build_cache(settings, builders, update)
 
 
@@ -122,7 +122,7 @@ def verify(
     from pipeline.core.distributed import pick_device
 
     settings = _student(config, overrides)
-    with phased(progress_bar, "verifying", "") as update:
+    with phased_progress(progress_bar, "verifying", "") as update:
         found = verify_cache(settings, pick_device(settings.engine.device, 0), pages, workers, update)
     if as_json:
         print_json(found.as_dict())
@@ -155,7 +155,7 @@ def info(location: Annotated[str, typer.Argument(help="Cache folder or URL.")], 
 
     description, statistics = read_cache_json(open_store(location)), read_statistics(location)
     if as_json:
-        print_json(description.model_dump() | {"energy": statistics.energy, "accuracy": statistics.accuracy})
+        print_json(description.model_dump() | {"energy": statistics.mean_square, "accuracy": statistics.accuracy})
         return
     nodes = sum(shard.nodes for shard in description.shards)
     channels, *side = description.feature_shape

@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.core.progress import Update
+from pipeline.core.progress import ProgressUpdate
 
 out = Console()
 err = Console(stderr=True)
@@ -34,7 +34,7 @@ PLAIN_EVERY = 0.1  # without a terminal, a line is written for each tenth of the
 
 
 @contextmanager
-def progress_bar(title: str, unit: str) -> Iterator[Update]:
+def progress_bar(title: str, unit: str) -> Iterator[ProgressUpdate]:
     """A live bar on a terminal, otherwise a line now and then; yields ``update(done, total, note)``."""
     if err.is_terminal:
         with _rich_progress() as progress:
@@ -64,14 +64,14 @@ class _RateColumn(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:.1f}/s")
 
 
-def _bar_updater(progress: Progress, task: TaskID) -> Update:
+def _bar_updater(progress: Progress, task: TaskID) -> ProgressUpdate:
     def update(done: int, total: int, note: str) -> None:
         progress.update(task, completed=done, total=total, note=note)
 
     return update
 
 
-def _plain_updater(title: str, unit: str) -> Update:
+def _plain_updater(title: str, unit: str) -> ProgressUpdate:
     reached, begin = [-1], list[tuple[float, int]]()
 
     def update(done: int, total: int, note: str) -> None:

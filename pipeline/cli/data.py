@@ -116,9 +116,9 @@ def _say_what_is_there(dataset: Any, folder: Path) -> None:
 @commands.command()
 def info(dataset: Annotated[str, typer.Argument(help="Dataset folder or URL.")], as_json: AsJson = False) -> None:
     """Say what a dataset holds: classes, shards, pages, regions, identity."""
-    from pipeline.data.prepare.summary import describe
+    from pipeline.data.prepare.summary import summarize
 
-    content = describe(dataset)
+    content = summarize(dataset)
     if as_json:
         print_json(content)
         return

@@ -50,10 +50,10 @@ def evaluate(
 
 
 def _follow(settings: Any) -> None:
-    from pipeline.train.watch import follow
+    from pipeline.train.watch import watch
 
     _require_pages(settings)
-    follow(settings, lambda line: err.print(f"step {line['step']}: AP {percent(line['ap'])}"))
+    watch(settings, lambda line: err.print(f"step {line['step']}: AP {percent(line['ap'])}"))
 
 
 def _require_pages(settings: Any) -> None:
@@ -64,9 +64,9 @@ def _require_pages(settings: Any) -> None:
 
 
 def _evaluate_run(settings: Any, checkpoint: Path | None) -> tuple[dict[str, Any], str]:
-    from pipeline.models import checkpoint_at
+    from pipeline.models import find_checkpoint
     from pipeline.train.run import evaluate_run
 
     _require_pages(settings)
-    chosen = None if checkpoint is None else checkpoint_at(checkpoint)
+    chosen = None if checkpoint is None else find_checkpoint(checkpoint)
     return evaluate_with_progress(settings, evaluate_run, chosen), settings.name

@@ -37,7 +37,7 @@ def import_weights(
     run = load_config(config, overrides or [])
     found = take(file, run, "teacher" if part == "teacher" else "student")
     if as_json:
-        shapes = {name: list(map(list, pair)) for name, pair in found.misshapen.items()}
+        shapes = {name: list(map(list, pair)) for name, pair in found.shape_mismatch.items()}
         print_json(
             {
                 "run": str(run.folder),
@@ -48,7 +48,7 @@ def import_weights(
             }
         )
         return
-    for name, (theirs, ours) in found.misshapen.items():
+    for name, (theirs, ours) in found.shape_mismatch.items():
         out.print(f"{name}: {theirs} in the file, {ours} in the detector")
     for title, names in (("missing in the file", found.missing), ("not used", found.unused)):
         out.print(f"{len(names)} {title}" + (f": {', '.join(names[:8])}{' ...' * (len(names) > 8)}" if names else ""))

@@ -11,14 +11,14 @@ import yaml
 from graphkd.errors import ConfigError
 
 # A section given as one word says what it is, and keeps what its bases say of the rest.
-ONE_WORD = {"detector": "framework", "method": "name", "engine": "name"}
+SHORTHAND = {"detector": "framework", "method": "name", "engine": "name"}
 
 
 def read_layers(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """What ``path`` says, on top of what its ``base:`` names, and below ``key.sub=value`` overrides."""
     content = read_yaml(path)
     for override in overrides:
-        content = merged(content, spelled_out(parse_override(override)))
+        content = merge(content, expand_shorthand(parse_override(override)))
     return content
 
 
@@ -27,21 +27,21 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = path.resolve()
     if path in seen:
         raise ConfigError(f"{path} is its own base (through {seen[-1].name}); take that base out")
-    content = read_mapping(path, "config", "configs/")
+    content = read_yaml_mapping(path, "config", "configs/")
     bases = content.pop("base", [])
     content_of_bases: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
-        content_of_bases = merged(content_of_bases, read_yaml(path.parent / base, (*seen, path)))
-    return merged(content_of_bases, spelled_out(content))
+        content_of_bases = merge(content_of_bases, read_yaml(path.parent / base, (*seen, path)))
+    return merge(content_of_bases, expand_shorthand(content))
 
 
-def spelled_out(content: dict[str, Any]) -> dict[str, Any]:
+def expand_shorthand(content: dict[str, Any]) -> dict[str, Any]:
     """``detector: detectron2`` as ``detector: {framework: detectron2}``, and so the other sections of ONE_WORD."""
-    words = {key: {name: content[key]} for key, name in ONE_WORD.items() if isinstance(content.get(key), str)}
+    words = {key: {name: content[key]} for key, name in SHORTHAND.items() if isinstance(content.get(key), str)}
     return {**content, **words}
 
 
-def read_mapping(path: Path, kind: str, examples: str) -> dict[str, Any]:
+def read_yaml_mapping(path: Path, kind: str, examples: str) -> dict[str, Any]:
     """A YAML file that holds a mapping; raises ConfigError, naming its ``kind`` and a folder of ``examples``."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf8"))
@@ -54,12 +54,12 @@ def read_mapping(path: Path, kind: str, examples: str) -> dict[str, Any]:
     return content
 
 
-def merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     """Both mappings put together, key by key; ``high`` counts where both say something."""
     result = dict(low)
     for key, value in high.items():
-        nested = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if nested else value
+        nest = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merge(result[key], value) if nest else value
     return result
 
 
@@ -72,10 +72,10 @@ def parse_override(text: str) -> dict[str, Any]:
         content: Any = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {text!r} has a value that is not YAML: {' '.join(str(error).split())}") from error
-    return nested(key, content)
+    return nest(key, content)
 
 
-def nested(key: str, content: Any) -> Any:
+def nest(key: str, content: Any) -> Any:
     """``content`` at a key with dots."""
     for part in reversed(key.split(".")):
         content = {part: content}

@@ -11,21 +11,21 @@ from graphkd.detectors.config import DetectorConfig
 from graphkd.errors import ConfigError
 from graphkd.method.config import MethodConfig
 from graphkd.nodes import NodePolicy
-from pipeline.data.loading.augmentation import ViewConfig
-from pipeline.data.loading.order import require_pages_for_all
+from pipeline.data.loading.augmentation import AugmentationConfig
+from pipeline.data.loading.order import check_batch_size
 from pipeline.data.storage.base import StorageConfig
 
 # A URL must not go through Path, which takes one of its slashes.
 Location = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 
 
-class Frozen(BaseModel):
+class FrozenModel(BaseModel):
     """Frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class DataConfig(Frozen):
+class DataConfig(FrozenModel):
     """Where pages come from and how they are laid out."""
 
     train: Location
@@ -34,7 +34,7 @@ class DataConfig(Frozen):
     """Packed dataset to evaluate on; None evaluates nothing."""
     num_classes: int | None = Field(default=None, ge=1)
     """K, where it must be known without the dataset; checked against it when it is there."""
-    view: ViewConfig = ViewConfig()
+    view: AugmentationConfig = AugmentationConfig()
     """Canvas and augmentation."""
     loader_workers: int = Field(default=2, ge=0)
     """Processes per training worker that read and decode; 0 reads in the training process."""
@@ -44,7 +44,7 @@ class DataConfig(Frozen):
     """Pages that each training worker may fail to decode before the run stops; the next page stands in for them."""
 
 
-class ScheduleConfig(Frozen):
+class ScheduleConfig(FrozenModel):
     """Optimiser and learning rate, as stated for ``reference_batch`` pages a step."""
 
     steps: int = Field(default=180_000, ge=1)
@@ -89,7 +89,7 @@ class ScheduleConfig(Frozen):
         )
 
 
-class TeacherConfig(Frozen):
+class TeacherConfig(FrozenModel):
     """The teacher of a student."""
 
     run: Path
@@ -116,7 +116,7 @@ class TeacherConfig(Frozen):
     """Of the covariance that edge lengths are measured in."""
 
 
-class ComputeConfig(Frozen):
+class ComputeConfig(FrozenModel):
     """How the student is computed; the teacher and every loss of the method stay in float32."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -129,7 +129,7 @@ class ComputeConfig(Frozen):
     """Whether only algorithms that repeat themselves are used on a GPU too, where some are slower."""
 
 
-class EngineConfig(Frozen):
+class EngineConfig(FrozenModel):
     """What runs the training workers."""
 
     name: Literal["ray", "local"] = "ray"
@@ -144,23 +144,23 @@ class EngineConfig(Frozen):
     """Worker crashes that ray restarts from the newest checkpoint; -1 never gives up. Preempted nodes do not count."""
 
     @property
-    def fewest(self) -> int:
+    def min_workers(self) -> int:
         """Workers without which training waits."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
-    def most(self) -> int:
+    def max_workers(self) -> int:
         """Workers that training uses where there is room for them."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @model_validator(mode="after")
     def _check_workers(self) -> EngineConfig:
-        if self.fewest > self.most:
+        if self.min_workers > self.max_workers:
             raise ValueError(f"engine.workers {self.workers} is (fewest, most); give them in that order")
         return self
 
 
-class RunSettings(Frozen):
+class RunSettings(FrozenModel):
     """The run folder and its rhythm, in steps."""
 
     folder: Path | None = None
@@ -189,7 +189,7 @@ class RunSettings(Frozen):
     """Evaluations in a row without a better AP after which training ends early; 0 never ends it."""
 
 
-class RunConfig(Frozen):
+class RunConfig(FrozenModel):
     """Everything about one run: a teacher, a student alone, or a distilled student."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -219,7 +219,7 @@ class RunConfig(Frozen):
         if self.run.patience and not self.run.eval_every:
             raise ValueError(f"run.patience is {self.run.patience}, which counts evaluations; set run.eval_every too")
         try:
-            require_pages_for_all(self.schedule.batch, self.engine.most, self.schedule.accumulate)
+            check_batch_size(self.schedule.batch, self.engine.max_workers, self.schedule.accumulate)
         except ConfigError as error:
             raise ValueError(str(error)) from error
         self._check_store()

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.core.errors import StoppedError
 
 CPU = torch.device("cpu")
-LONGEST_WAIT = timedelta(hours=2)
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
 """Of a rank for the others; the first may be computing a teacher's statistics."""
 Value = TypeVar("Value")
 
@@ -28,11 +28,11 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = CPU
-    side: Any = None
+    cpu_group: Any = None
     """gloo group of all ranks, for what goes between their processes without waiting for a GPU; None for one rank."""
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this rank writes files."""
         return self.rank == 0
 
@@ -47,24 +47,24 @@ class World:
         """What every rank gives, in their order; a collective. It must be small: all get all of it."""
         gathered: list[Any] = [value] * self.size
         if self.size > 1:
-            dist.all_gather_object(gathered, value, group=self.side)
+            dist.all_gather_object(gathered, value, group=self.cpu_group)
         return gathered
 
     def collect(self, value: Value) -> list[Value]:
         """What every rank gives, in their order, to the leading rank; an empty list to the others. A collective."""
         if self.size == 1:
             return [value]
-        collected: list[Any] = [None] * self.size if self.leads else []
-        dist.gather_object(value, collected if self.leads else None, dst=0, group=self.side)
+        collected: list[Any] = [None] * self.size if self.is_main else []
+        dist.gather_object(value, collected if self.is_main else None, dst=0, group=self.cpu_group)
         return collected
 
 
-def joined_world(rank: int, size: int, device: torch.device) -> World:
+def init_distributed(rank: int, size: int, device: torch.device) -> World:
     """The world of a process whose process group is there, where it has one; a collective."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    side = dist.new_group(backend="gloo") if size > 1 else None
-    return World(rank=rank, size=size, device=device, side=side)
+    cpu_group = dist.new_group(backend="gloo") if size > 1 else None
+    return World(rank=rank, size=size, device=device, cpu_group=cpu_group)
 
 
 @contextmanager
@@ -73,9 +73,9 @@ def local_world(device: str = "auto") -> Iterator[World]:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     where = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if size > 1:
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
     try:
-        yield joined_world(int(os.environ.get("RANK", "0")), size, where)
+        yield init_distributed(int(os.environ.get("RANK", "0")), size, where)
     except StoppedError:  # which all ranks raise
         _leave(size)
         raise

@@ -19,7 +19,7 @@ CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success sync it and rename it there, on failure remove it.
 
     Raises OutputError where the disk is full or the folder cannot be written.
@@ -49,7 +49,7 @@ def _output_error(path: Path, error: OSError) -> Exception:
 
 def write_atomic(path: Path, content: bytes | str) -> Path:
     """Write ``content`` so that ``path`` holds the old bytes or the new ones, never a part."""
-    with replaced(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
@@ -123,7 +123,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def leftovers(folder: Path, name: str = "*") -> list[Path]:
+def stale_temp_files(folder: Path, name: str = "*") -> list[Path]:
     """What killed writers of ``name`` left in ``folder``."""
     return list(folder.glob(f".{name}.*.tmp"))
 
@@ -157,7 +157,7 @@ def fingerprint(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def claim_folder(path: Path, marker: str, what: str, also: tuple[str, ...] = ()) -> None:
+def ensure_owned_dir(path: Path, marker: str, what: str, also: tuple[str, ...] = ()) -> None:
     """Make folder ``path`` for one ``what``, which always holds a file or folder named ``marker``.
 
     Others in ``also`` may be there before it.

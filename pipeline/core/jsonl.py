@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Whole JSON objects of a file, one a line; what is cut off is left out, and a file that is not there is empty."""
     if not path.exists():
         return []

@@ -14,15 +14,15 @@ from graphkd.errors import ConfigError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-PER_PROCESS = 4  # fewer pieces than this are not worth the seconds that a process takes to start
+MIN_TASKS_PER_PROCESS = 4  # fewer pieces than this are not worth the seconds that a process takes to start
 
 
 def default_workers(pieces: int) -> int:
     """Processes worth starting for so many pieces of work of some seconds each."""
-    return max(1, min(os.cpu_count() or 1, pieces // PER_PROCESS))
+    return max(1, min(os.cpu_count() or 1, pieces // MIN_TASKS_PER_PROCESS))
 
 
-def each(
+def map_unordered(
     function: Callable[[Task], Result], tasks: Sequence[Task], workers: int = 0, on_ray: bool = False
 ) -> Iterator[Result]:
     """Results of ``function`` over ``tasks`` as they come, in any order; the first error ends all.
@@ -41,7 +41,7 @@ def each(
     return map(function, tasks) if workers == 1 else _in_processes(function, tasks, workers)
 
 
-def ahead(
+def prefetch(
     function: Callable[[Task], Result], tasks: Iterable[Task], threads: int, depth: int, name: str = "ahead"
 ) -> Iterator[Result]:
     """Results of ``function`` over ``tasks`` in order, of which up to ``depth`` are made before they are asked for.

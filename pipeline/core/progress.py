@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
-Update = Callable[[int, int, str], None]
+ProgressUpdate = Callable[[int, int, str], None]
 """(done, total, note)."""
-Stage = Callable[[str, str], AbstractContextManager[Update]]
+ProgressBar = Callable[[str, str], AbstractContextManager[ProgressUpdate]]
 """(title, unit) -> a context in which the bar is shown."""
 
 
 @contextmanager
-def phased(stage: Stage, prefix: str, unit: str) -> Iterator[Callable[[str, int, int], None]]:
+def phased_progress(stage: ProgressBar, prefix: str, unit: str) -> Iterator[Callable[[str, int, int], None]]:
     """Yield ``update(phase, done, total)`` that shows one bar after the other, titled ``prefix phase``."""
     with ExitStack() as stack:
-        current: list[tuple[str, Update]] = []
+        current: list[tuple[str, ProgressUpdate]] = []
 
         def update(phase: str, done: int, total: int) -> None:
             if not current or current[-1][0] != phase:

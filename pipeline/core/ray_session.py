@@ -47,7 +47,7 @@ def ray_session(workers: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def own_error(error: BaseException, what: str) -> UserError:
+def to_user_error(error: BaseException, what: str) -> UserError:
     """The UserError that a worker raised, or a LostWorkersError with Ray's reason why ``what`` failed."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     for failure in failures.values():

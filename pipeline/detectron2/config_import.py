@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from graphkd.errors import ConfigError
-from pipeline.config.layers import merged, nested
+from pipeline.config.layers import merge, nest
 from pipeline.detectron2.rules import DEFAULTS, DISTILLS, MASKS, RULES, TERMS, D2File, Rule, Tree, hardness
 from pipeline.detectron2.yaml_reader import read_detectron2
 
@@ -53,12 +53,12 @@ def import_detectron2(path: Path, name: str | None = None, framework: str = "tor
     beside = content.pop("TEACHER", None)
     adapter = {"detector": {"framework": framework}}
     config, lines = _converted(content)
-    config = merged({"name": name, **adapter}, config)
+    config = merge({"name": name, **adapter}, config)
     if not isinstance(beside, dict):
         return Imported({name: config}, lines)
     taught, teacher_lines = _converted(beside)
     teacher_name = f"{name}-teacher"
-    teacher = merged({"name": teacher_name, **adapter, "data": config.get("data", {})}, taught)
+    teacher = merge({"name": teacher_name, **adapter, "data": config.get("data", {})}, taught)
     teacher["data"]["view"] = config["data"]["view"]  # both see the same canvas
     lines += [Line(f"TEACHER.{line.key}", line.value, line.verdict, line.why) for line in teacher_lines]
     if D2File(content)["MODEL.META_ARCHITECTURE"] in DISTILLS:
@@ -70,17 +70,17 @@ def _converted(content: Tree) -> tuple[Tree, list[Line]]:
     file, config, lines = D2File(content), dict[str, Any](), list[Line]()
     for key, value in DEFAULTS.items():
         if key not in file.given:
-            config = merged(config, _placed(RULES[key](file, value)))
+            config = merge(config, _placed(RULES[key](file, value)))
     for key, value in file.given.items():
         outcome = _outcome(file, key, value)
-        config = merged(config, _placed(outcome))
+        config = merge(config, _placed(outcome))
         lines.append(_line(key, value, outcome))
     batch = config["schedule"]["batch"]
     made = {
         "detector": {"weights": "none", "anchors_rounded": False},
         "schedule": {"reference_batch": batch, "optimizer": "sgd"},
     }
-    return merged(merged(made, config), {"data": {"view": {"canvas": _canvas(config)}}}), lines
+    return merge(merge(made, config), {"data": {"view": {"canvas": _canvas(config)}}}), lines
 
 
 def _outcome(file: D2File, key: str, value: Any) -> tuple[str, Any] | str:
@@ -99,7 +99,7 @@ def _rule(key: str) -> Rule:
 def _placed(outcome: tuple[str, Any] | str) -> Tree:
     if isinstance(outcome, str) or outcome[0].startswith("method."):  # the method's are put together elsewhere
         return {}
-    return nested(*outcome)
+    return nest(*outcome)
 
 
 def _line(key: str, value: Any, outcome: tuple[str, Any] | str) -> Line:

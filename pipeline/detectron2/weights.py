@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graphkd.detectors import DetectorModule
-from graphkd.detectors.detectron2.names import Fit, as_detectron2, detectron2_name, fit
+from graphkd.detectors.detectron2.names import TensorMatch, detectron2_name, match_tensors, to_detectron2_tensors
 from graphkd.distill import TrainingStep
 from graphkd.method.config import MethodConfig
 from pipeline.config import RunConfig
@@ -20,21 +20,21 @@ from pipeline.data.loading.state import DataState
 from pipeline.detectron2.checkpoint import Part, read_foreign
 from pipeline.models import (
     CHECKPOINTS,
-    dataset_classes,
+    best_checkpoint,
+    check_num_classes,
+    load_detector,
+    load_run_config,
     new_detector,
-    run_checkpoint,
-    run_config,
-    trained_detector,
 )
 from pipeline.runs.checkpoint import newest_checkpoint
-from pipeline.runs.checkpoint_writer import snapshot, write_checkpoint
-from pipeline.runs.folder import make_run_folder, open_run_folder
+from pipeline.runs.checkpoint_writer import take_snapshot, write_checkpoint
+from pipeline.runs.folder import create_run_folder, store_config
 from pipeline.train.schedule import build_optimizer
 
 MODEL_PREFIX = "model."
 
 
-def import_weights(path: Path, config: RunConfig, part: Part = "student") -> Fit:
+def import_weights(path: Path, config: RunConfig, part: Part = "student") -> TensorMatch:
     """Make the run of ``config`` a finished one with the weights in ``path``; gives what fitted.
 
     Such a run teaches, is evaluated, and others start from it (``run.init``). What the file has nothing for keeps its
@@ -43,25 +43,25 @@ def import_weights(path: Path, config: RunConfig, part: Part = "student") -> Fit
     Raises CheckpointError where fewer than half of the detector's tensors fit, or the run has checkpoints already.
     """
     dataset = PackedDataset(config.data.train, config.data.storage)
-    detector = new_detector(config, dataset_classes(config, dataset))
+    detector = new_detector(config, check_num_classes(config, dataset))
     own = detector.state_dict()
-    found = fit(own, read_foreign(path, part), same_framework=config.detector.framework == "detectron2")
+    found = match_tensors(own, read_foreign(path, part), same_framework=config.detector.framework == "detectron2")
     if len(found.matched) < len(own) / 2:
         raise CheckpointError(
             f"only {len(found.matched)} of the detector's {len(own)} tensors are in {path} "
-            f"(shapes differ in {len(found.misshapen)}); give the config of the network that it was made with"
+            f"(shapes differ in {len(found.shape_mismatch)}); give the config of the network that it was made with"
         )
     root = config.folder / CHECKPOINTS
     if newest_checkpoint(root) is not None:
         raise CheckpointError(f"{config.folder} has checkpoints already; give another run.folder")
     detector.load_state_dict(found.matched, strict=False)
-    make_run_folder(config)
-    open_run_folder(config)
+    create_run_folder(config)
+    store_config(config)
     module, schedule = TrainingStep(detector, MethodConfig()), config.schedule.scaled()
     position = schedule.steps * schedule.batch
     state = DataState(dataset=dataset.identity, seed=config.run.seed, batch=schedule.batch, position=position)
     optimizer = build_optimizer(module, schedule)
-    write_checkpoint(root, snapshot(schedule.steps, module, optimizer, {"data": state.model_dump()}))
+    write_checkpoint(root, take_snapshot(schedule.steps, module, optimizer, {"data": state.model_dump()}))
     return found
 
 
@@ -70,9 +70,9 @@ def export_weights(folder: Path, path: Path) -> int:
 
     Raises CheckpointError where detectron2 has no such model, naming a tensor that has no name there.
     """
-    config = run_config(folder)
+    config = load_run_config(folder)
     num_classes = config.data.num_classes or PackedDataset(config.data.train, config.data.storage).num_classes
-    detector = trained_detector(config, num_classes, run_checkpoint(folder), torch.device("cpu"))
+    detector = load_detector(config, num_classes, best_checkpoint(folder), torch.device("cpu"))
     tensors = _detectron2_tensors(detector)
     buffer = io.BytesIO()
     torch.save({"model": tensors, "__author__": "graphkd"}, buffer)
@@ -87,4 +87,4 @@ def _detectron2_tensors(detector: DetectorModule) -> dict[str, Tensor]:
     for name in own:
         if detectron2_name(name.removeprefix(MODEL_PREFIX)) is None:
             raise CheckpointError(f"{name} has no place in a model of detectron2's; only ResNets in Faster R-CNN have")
-    return {name: values.contiguous() for name, values in as_detectron2(own, MODEL_PREFIX).items()}
+    return {name: values.contiguous() for name, values in to_detectron2_tensors(own, MODEL_PREFIX).items()}

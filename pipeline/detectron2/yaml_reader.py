@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from graphkd.errors import ConfigError
-from pipeline.config.layers import merged
+from pipeline.config.layers import merge
 
 EVAL_TAG = "tag:yaml.org,2002:python/object/apply:eval"
 # The one expression that detectron2's own RetinaNet configs use: three scales an octave of each size.
@@ -62,7 +62,7 @@ def read_detectron2(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         return content
     if "://" in str(base):
         raise ConfigError(f"{path}: _BASE_ {base} is not a file; download it and give its path")
-    return merged(read_detectron2(path.parent / str(base), (*seen, path)), content)
+    return merge(read_detectron2(path.parent / str(base), (*seen, path)), content)
 
 
 def _read(path: Path) -> dict[str, Any]:

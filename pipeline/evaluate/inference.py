@@ -9,10 +9,10 @@ import torch
 
 from graphkd.batch import Detections
 from graphkd.detectors import DetectorModule
-from pipeline.data.format.dataset import PackedDataset, Record
-from pipeline.data.loading.augmentation import ViewConfig
-from pipeline.data.loading.batches import FiniteBatches
-from pipeline.data.loading.loader import PageItems, page_loader
+from pipeline.data.format.dataset import PackedDataset, Sample
+from pipeline.data.loading.augmentation import AugmentationConfig
+from pipeline.data.loading.batches import FinitePassBatches
+from pipeline.data.loading.loader import PageDataset, page_loader
 from pipeline.evaluate.coco_ap import score
 
 
@@ -20,7 +20,7 @@ from pipeline.evaluate.coco_ap import score
 def predict(
     detector: DetectorModule,
     dataset: PackedDataset,
-    view: ViewConfig,
+    view: AugmentationConfig,
     *,
     batch: int,
     device: torch.device,
@@ -33,22 +33,22 @@ def predict(
     With several ``ranks``, of the share of pages that falls to ``rank``: each page falls to one of them.
     """
     detector.eval()
-    items = PageItems(dataset, view, seed=0, views=-1)
-    loader = page_loader(items, FiniteBatches(range(len(dataset)), batch, rank, ranks), workers=0)
+    items = PageDataset(dataset, view, seed=0, views=-1)
+    loader = page_loader(items, FinitePassBatches(range(len(dataset)), batch, rank, ranks), workers=0)
     results: list[dict[str, Any]] = []
     for pages in loader:
         features = detector.features(pages.images.to(device), pages.image_sizes())
         found = detector.detect(features)
         for place, detections in enumerate(found):
             sample = int(pages.samples[place])
-            results += coco_results(detections, dataset, dataset.record(sample), pages.views[place].tolist())
+            results += coco_results(detections, dataset, dataset.sample(sample), pages.views[place].tolist())
         if progress is not None:
             progress(int(pages.samples[-1]) + 1, len(dataset))
     return results
 
 
 def coco_results(
-    detections: Detections, dataset: PackedDataset, record: Record, view: list[float]
+    detections: Detections, dataset: PackedDataset, record: Sample, view: list[float]
 ) -> list[dict[str, Any]]:
     """Detections of one page on its canvas as COCO results in image px; ``view`` is its row of ``PageBatch.views``."""
     scale_x, scale_y, shift_x, shift_y = view
@@ -80,7 +80,7 @@ def ground_truth(dataset: PackedDataset) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for sample in range(len(dataset)):
-        record = dataset.record(sample)
+        record = dataset.sample(sample)
         images.append({"id": record.image_id, "width": record.size[0], "height": record.size[1]})
         for box, place, crowd in zip(record.boxes.tolist(), record.classes, record.crowd, strict=True):
             annotations.append(
@@ -100,7 +100,7 @@ def ground_truth(dataset: PackedDataset) -> dict[str, Any]:
 def evaluate(
     detector: DetectorModule,
     dataset: PackedDataset,
-    view: ViewConfig,
+    view: AugmentationConfig,
     *,
     batch: int,
     device: torch.device,

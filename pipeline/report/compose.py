@@ -9,7 +9,7 @@ from pathlib import Path
 from graphkd.errors import UserError
 from pipeline.config import RunConfig
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.models import run_config
+from pipeline.models import load_run_config
 from pipeline.report.graph import GraphPicture
 from pipeline.report.html import write_report
 from pipeline.report.runs import RunSummary
@@ -23,7 +23,7 @@ def report_runs(runs: Sequence[RunSummary], out: Path, title: str = "GraphKD run
 
     Pages are those of the last run's ``data.val``; the graph is that of the first distilled run.
     """
-    configs = [run_config(run.folder) for run in runs]
+    configs = [load_run_config(run.folder) for run in runs]
     dataset = _dataset(configs[-1])
     graph = _graph(configs, dataset)
     return write_report(list(runs), out, dataset=dataset, graph=graph, pages=pages, title=title)

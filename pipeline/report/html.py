@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.core.errors import DataError
 from pipeline.core.files import write_atomic
-from pipeline.data.format.dataset import PackedDataset, Record
+from pipeline.data.format.dataset import PackedDataset, Sample
 from pipeline.report.curves import class_bars, class_names, loss_curves
 from pipeline.report.facts import ap, commands, compare, details, differences, headline, role
 from pipeline.report.graph import GraphPicture
@@ -90,7 +90,7 @@ def shown_samples(dataset: PackedDataset, pages: int) -> list[int]:
     starts = np.linspace(0, len(dataset), min(pages, len(dataset)), endpoint=False).astype(int).tolist()
     ends = [*starts, len(dataset)][1:]
     return [
-        next((sample for sample in range(start, end) if len(dataset.record(sample).boxes)), start)
+        next((sample for sample in range(start, end) if len(dataset.sample(sample).boxes)), start)
         for start, end in zip(starts, ends, strict=True)
     ]
 
@@ -126,7 +126,7 @@ def _page_pictures(dataset: PackedDataset, runs: Sequence[RunSummary], pages: in
     shown = [run for run in runs if run.has_predictions]
     pictures = []
     for sample in shown_samples(dataset, pages):
-        record = dataset.record(sample)
+        record = dataset.sample(sample)
         columns = [(run.label, _regions(run, record, dataset)) for run in shown]
         truth = Regions(record.boxes[~record.crowd], record.classes[~record.crowd])
         picture = draw_page(dataset.image(record), truth, columns, dataset.class_names, SCORE_THRESHOLD)
@@ -136,7 +136,7 @@ def _page_pictures(dataset: PackedDataset, runs: Sequence[RunSummary], pages: in
     return pictures
 
 
-def _regions(run: RunSummary, record: Record, dataset: PackedDataset) -> Regions:
+def _regions(run: RunSummary, record: Sample, dataset: PackedDataset) -> Regions:
     classes = {category.id: place for place, category in enumerate(dataset.description.categories)}
     found = run.predictions.get(record.image_id, [])
     unknown = [result["category_id"] for result in found if result["category_id"] not in classes]

@@ -13,7 +13,7 @@ import yaml
 
 from pipeline.core.errors import DataError
 from pipeline.runs.evaluations import read_evaluations
-from pipeline.runs.start_history import Start, read_starts
+from pipeline.runs.start_history import RunStart, read_start_history
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class RunSummary:
     """Content of ``eval.json``: AP and AR as fractions, -1 where not defined."""
     evaluations: list[dict[str, Any]]
     """Evaluations during training by step."""
-    starts: list[Start]
+    starts: list[RunStart]
     """When it was started and how each start ended."""
     predictions: dict[int, list[dict[str, Any]]]
     """COCO results by image id: category_id (the dataset's), bbox (x, y, width, height in image px), score."""
@@ -70,7 +70,7 @@ def load_run(folder: Path, label: str | None = None) -> RunSummary:
         metrics=_read_metrics(folder / METRICS_FILE),
         evaluation=evaluation,
         evaluations=read_evaluations(folder),
-        starts=read_starts(folder),
+        starts=read_start_history(folder),
         predictions=_by_image(predictions or [], folder / PREDICTIONS_FILE),
     )
 

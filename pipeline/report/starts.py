@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pipeline.report.facts import MISSING
 from pipeline.report.runs import RunSummary
 from pipeline.report.tables import duration
-from pipeline.runs.start_history import FINISHED, Start
+from pipeline.runs.start_history import FINISHED, RunStart
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def start_rows(runs: Sequence[RunSummary]) -> list[StartRow]:
     ]
 
 
-def _row(run: RunSummary, start: Start, following: Start | None) -> StartRow:
+def _row(run: RunSummary, start: RunStart, following: RunStart | None) -> StartRow:
     # Of a start that was killed only what it logged is known.
     lost = 0 if following is None else max(0, start.last_step - following.step)
     lasted = f" after {duration(start.ended - start.time)}" if start.ended is not None else ""

@@ -8,7 +8,7 @@ from graphkd.method import adjacency, build_graph
 from graphkd.nodes import live_signals
 from pipeline.config import RunConfig
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.data.loading.loader import PageItems, collate
+from pipeline.data.loading.loader import PageDataset, collate
 from pipeline.data.loading.order import SampleRef
 from pipeline.report.graph import GraphPicture, crop_page, graph_picture
 from pipeline.teacher.identity import open_teacher
@@ -25,7 +25,7 @@ def teacher_graph(config: RunConfig, dataset: PackedDataset) -> GraphPicture:
     teacher = open_teacher(config)
     statistics = read_statistics(config.cache_location, storage=config.data.storage)
     detector = teacher.detector(dataset.num_classes, torch.device("cpu"))
-    items = PageItems(dataset, config.data.view, config.run.seed, views=-1)
+    items = PageDataset(dataset, config.data.view, config.run.seed, views=-1)
     batch = collate([items[SampleRef(0, _telling_page(dataset))]])
     signals = live_signals(detector, batch, teacher.settings.nodes)
     graph = build_graph(signals, statistics, config.method.graph)
@@ -39,7 +39,7 @@ def _telling_page(dataset: PackedDataset) -> int:
     text = torch.tensor(dataset.text_classes)
 
     def worth(sample: int) -> tuple[int, int]:
-        classes = torch.from_numpy(dataset.record(sample).classes)
+        classes = torch.from_numpy(dataset.sample(sample).classes)
         return min(2, int((~text[classes]).sum())), len(classes)
 
     return max(range(min(len(dataset), LOOKED_AT)), key=worth)

@@ -42,12 +42,12 @@ class Snapshot:
     state: dict[str, Any]
     """What is kept besides tensors; must be JSON."""
 
-    def damage(self) -> str | None:
+    def first_nonfinite(self) -> str | None:
         """The name of the first of its weights that is not finite."""
         return next((name for name, value in self.model.items() if not torch.isfinite(value).all()), None)
 
 
-def snapshot(
+def take_snapshot(
     step: int,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -108,17 +108,17 @@ def _saved(content: Any) -> bytes:
 def prune(root: Path, keep: int, keep_every: int = 0, best: int | None = None) -> None:
     """Drop all checkpoints but the newest ``keep``, those of every ``keep_every`` steps (0: none) and of ``best``.
 
-    One with a :func:`pin` stays too.
+    One with a :func:`in_use_marker` stays too.
     """
     for folder in sorted(step_folders(root))[:-keep]:
         step = int(folder.name.removeprefix("step-"))
-        if step != best and not pin(root, step).exists() and (not keep_every or step % keep_every):
+        if step != best and not in_use_marker(root, step).exists() and (not keep_every or step % keep_every):
             # Its manifest goes first, so that what a kill leaves of it counts as nothing.
             (folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def pin(root: Path, step: int) -> Path:
+def in_use_marker(root: Path, step: int) -> Path:
     """The file that keeps the checkpoint of ``step`` from being dropped, for another process that reads it."""
     return root / f".in-use-{step:08d}"
 
@@ -170,7 +170,7 @@ class CheckpointWriter:
             self._pool.shutdown()
 
     def _write(self, taken: Snapshot) -> None:
-        damaged = taken.damage()
+        damaged = taken.first_nonfinite()
         if damaged is not None:
             log.error("the checkpoint of step %d is not kept: %s is not finite", taken.step, damaged)
             return

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.files import append_line
-from pipeline.core.jsonl import read_lines
+from pipeline.core.jsonl import read_jsonl
 
 EVALUATIONS_FILE = "evaluations.jsonl"
 Evaluations = list[dict[str, Any]]
@@ -19,7 +19,7 @@ Evaluations = list[dict[str, Any]]
 
 def read_evaluations(folder: Path, up_to: int | None = None) -> Evaluations:
     """A run's evaluations by step; of a step that was evaluated again the later one counts."""
-    by_step = {int(line["step"]): line for line in read_lines(folder / EVALUATIONS_FILE) if "step" in line}
+    by_step = {int(line["step"]): line for line in read_jsonl(folder / EVALUATIONS_FILE) if "step" in line}
     return [by_step[step] for step in sorted(by_step) if up_to is None or step <= up_to]
 
 

@@ -13,17 +13,17 @@ import yaml
 
 from pipeline.config import RunConfig, load_config
 from pipeline.core.errors import OutputError
-from pipeline.core.files import append_line, claim_folder, leftovers, write_atomic
+from pipeline.core.files import append_line, ensure_owned_dir, stale_temp_files, write_atomic
 from pipeline.models import CONFIG_FILE
 
 log = logging.getLogger(__name__)
 
 CHANGES_FILE = "changes.jsonl"
 SHOWN = 4
-SUBMITTED = ("cluster", "jobs.jsonl", "lives.jsonl")
+JOB_FILES = ("cluster", "jobs.jsonl", "lives.jsonl")
 """What is in the folder of a run that was submitted before it began."""
 # What may change between two starts of one run: where and how it runs, not what it computes.
-FREE = (
+RUNTIME_KEYS = (
     "engine",
     "compute.channels_last",
     "compute.compile",
@@ -47,23 +47,23 @@ FREE = (
 )
 
 
-def make_run_folder(config: RunConfig) -> Path:
+def create_run_folder(config: RunConfig) -> Path:
     """Make the run folder; raises OutputError where it holds something that is no run, or cannot be written."""
-    claim_folder(config.folder, CONFIG_FILE, "run", also=SUBMITTED)
+    ensure_owned_dir(config.folder, CONFIG_FILE, "run", also=JOB_FILES)
     return config.folder
 
 
-def open_run_folder(config: RunConfig, allow_changes: bool = False) -> None:
+def store_config(config: RunConfig, allow_changes: bool = False) -> None:
     """Store the resolved config in the run folder, or check that the run there is this one.
 
     Raises OutputError where it is a run with another config, naming the difference, unless that is allowed.
     """
     path = config.folder / CONFIG_FILE
-    for left in leftovers(config.folder):
+    for left in stale_temp_files(config.folder):
         left.unlink(missing_ok=True)
     content = config.model_dump(mode="json")
     if path.exists():
-        changes = list(_changes(load_config(path).model_dump(mode="json"), content))
+        changes = list(_config_diff(load_config(path).model_dump(mode="json"), content))
         if changes and not allow_changes:
             raise OutputError(
                 f"{config.folder} holds a run with another config: {'; '.join(changes[:SHOWN])}; "
@@ -75,13 +75,13 @@ def open_run_folder(config: RunConfig, allow_changes: bool = False) -> None:
     write_atomic(path, yaml.safe_dump(content, sort_keys=False))
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _config_diff(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key in {**old, **new}:
         dotted = f"{prefix}{key}"
         before, after = old.get(key), new.get(key)
-        if before == after or dotted in FREE:
+        if before == after or dotted in RUNTIME_KEYS:
             continue
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from _changes(before, after, f"{dotted}.")
+            yield from _config_diff(before, after, f"{dotted}.")
         else:
             yield f"{dotted} was {before!r}, is {after!r}"

@@ -16,7 +16,7 @@ import torch
 
 from graphkd.batch import PageBatch
 from pipeline.core.distributed import World
-from pipeline.core.jsonl import read_lines
+from pipeline.core.jsonl import read_jsonl
 
 LEDGER_FOLDER = "ledger"
 WithBatch = TypeVar("WithBatch", bound=tuple[PageBatch, Any])
@@ -26,7 +26,7 @@ class Ledger:
     """Writes one rank's lines; starting it is a collective, since all ranks agree on the time of their start."""
 
     def __init__(self, folder: Path, world: World) -> None:
-        own = time.time_ns() if world.leads else 0
+        own = time.time_ns() if world.is_main else 0
         self._start = int(world.sum(torch.tensor(own, device=world.device)))
         path = folder / LEDGER_FOLDER / f"start-{self._start}-rank-{world.rank:05d}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def read_ledger(folder: Path) -> dict[int, list[int]]:
     steps: dict[int, tuple[int, list[int]]] = {}
     for path in sorted((folder / LEDGER_FOLDER).glob("start-*-rank-*.jsonl")):
         _, start, _, _ = path.stem.split("-")
-        for line in read_lines(path):
+        for line in read_jsonl(path):
             found, samples = steps.get(line["step"], (0, []))
             kept = samples if found == int(start) else []
             steps[line["step"]] = (int(start), kept + line["samples"])

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.core.distributed import World
 from pipeline.core.files import append_line
-from pipeline.core.jsonl import read_lines
+from pipeline.core.jsonl import read_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Metrics:
         self.world = world
         self.every = every
         self._path = folder / METRICS_FILE
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step) if world.leads else None
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step) if world.is_main else None
         self._begin = self._since = time.perf_counter()
         self._waited = 0.0
         self._pages = 0
@@ -44,18 +44,18 @@ class Metrics:
         self.last_step = start_step
         """The newest step that was taken in."""
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What has come since the last line, over all ranks, for a checkpoint; a collective."""
         sums = dict(zip(sorted(self._sums), self._summed(), strict=True))
         return {"sums": sums, "pages": self._pages, "seconds": time.perf_counter() - self._begin}
 
-    def restore(self, state: dict[str, Any] | None) -> None:
-        """Go on from :meth:`state`: the next line is that of a run that was never stopped."""
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Go on from :meth:`state_dict`: the next line is that of a run that was never stopped."""
         if state is None:
             return
         self._pages = int(state["pages"])
         self._begin -= float(state.get("seconds", 0.0))
-        own = state["sums"] if self.world.leads else dict.fromkeys(state["sums"], 0.0)
+        own = state["sums"] if self.world.is_main else dict.fromkeys(state["sums"], 0.0)
         device = self.world.device
         self._sums = {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in own.items()}
 
@@ -65,11 +65,11 @@ class Metrics:
         summed: list[float] = self.world.sum(torch.stack([self._sums[name] for name in sorted(self._sums)])).tolist()
         return summed
 
-    def waited(self, seconds: float) -> None:
+    def add_data_wait(self, seconds: float) -> None:
         """Count time spent waiting for data."""
         self._waited += seconds
 
-    def paused(self, seconds: float) -> None:
+    def exclude_time(self, seconds: float) -> None:
         """Leave time that was spent on something else, such as evaluating, out of the speed."""
         self._since += seconds
 
@@ -113,7 +113,7 @@ class Metrics:
         for name in ("pages_per_s", "data_wait", "memory_gb"):
             self._events.add_scalar(f"speed/{name}", line[name], line["step"])
 
-    def score(self, step: int, figures: dict[str, float]) -> None:
+    def log_evaluation(self, step: int, figures: dict[str, float]) -> None:
         """Show an evaluation's figures in TensorBoard."""
         if self._events is not None:
             for name, value in figures.items():
@@ -142,7 +142,7 @@ def _in_words(line: dict[str, Any]) -> str:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Lines of a run's metrics by step; a step redone after a restart counts once, a cut-off last line not at all."""
     lines: list[dict[str, Any]] = []
-    for line in read_lines(folder / METRICS_FILE):
+    for line in read_jsonl(folder / METRICS_FILE):
         while lines and lines[-1]["step"] >= line["step"]:
             lines.pop()
         lines.append(line)

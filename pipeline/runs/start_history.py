@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.core.distributed import World
 from pipeline.core.errors import NoLocksError, OutputError
 from pipeline.core.files import append_line, locked
-from pipeline.core.jsonl import read_lines
+from pipeline.core.jsonl import read_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ KILLED = "killed"
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class RunStart:
     """One start of a run's workers."""
 
     time: float
@@ -50,9 +50,9 @@ class Start:
     """finished, a signal's name, what went wrong, or killed; empty where it may still run."""
 
 
-def read_starts(folder: Path) -> list[Start]:
+def read_start_history(folder: Path) -> list[RunStart]:
     """The starts of a run in their order; one that has no end, and another after it, was killed."""
-    lines, metrics = read_lines(folder / STARTS_FILE), read_lines(folder / "metrics.jsonl")
+    lines, metrics = read_jsonl(folder / STARTS_FILE), read_jsonl(folder / "metrics.jsonl")
     begun = [line for line in lines if line.get("event") == "start"]
     ends = {line["start"]: line for line in lines if line.get("event") == "end"}
     return [_start(line, ends.get(line["time"]), begun[place + 1 :], metrics) for place, line in enumerate(begun)]
@@ -60,10 +60,10 @@ def read_starts(folder: Path) -> list[Start]:
 
 def _start(
     line: dict[str, Any], end: dict[str, Any] | None, later: list[dict[str, Any]], metrics: list[dict[str, Any]]
-) -> Start:
+) -> RunStart:
     until = later[0]["time"] if later else float("inf")
     logged = [entry["step"] for entry in metrics if line["time"] <= entry.get("time", 0) < until]
-    return Start(
+    return RunStart(
         time=line["time"],
         step=line["step"],
         workers=line["workers"],
@@ -74,11 +74,11 @@ def _start(
     )
 
 
-class Record:
+class StartRecorder:
     """One start in its run's file; ``last_step`` and ``why`` are for its end. Made by all ranks together."""
 
     def __init__(self, folder: Path, world: World, step: int) -> None:
-        self._path = folder / STARTS_FILE if world.leads else None
+        self._path = folder / STARTS_FILE if world.is_main else None
         self._time = time.time()
         self.last_step = step
         self.why = FINISHED
@@ -100,7 +100,7 @@ def _listed(hosts: list[str]) -> str:
 
 
 @contextmanager
-def only_one(folder: Path, wait_s: float = WAIT_S) -> Iterator[None]:
+def run_lock(folder: Path, wait_s: float = WAIT_S) -> Iterator[None]:
     """Hold a run's lock, after waiting for what a killed start left running; it ends with its process.
 
     Raises OutputError where another process goes on training the run.
@@ -124,9 +124,9 @@ def only_one(folder: Path, wait_s: float = WAIT_S) -> Iterator[None]:
 
 
 @contextmanager
-def logged_to(folder: Path, world: World) -> Iterator[None]:
+def log_to_file(folder: Path, world: World) -> Iterator[None]:
     """Have what the leading rank's pipeline says appended to the run's log file as well."""
-    if not world.leads:
+    if not world.is_main:
         yield
         return
     handler = logging.FileHandler(folder / LOG_FILE, encoding="utf8")

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from pipeline.core.errors import OutputError
-from pipeline.core.files import claim_folder, write_json
+from pipeline.core.files import ensure_owned_dir, write_json
 from pipeline.synth.categories import CATEGORIES, TEXT_CATEGORIES
 from pipeline.synth.page import Region, draw_page
 
@@ -36,7 +36,7 @@ def write_pages(
     """
     info = {"generator": GENERATOR_VERSION, "seed": seed, "count": count, "width": width, "height": height}
     path = out / ANNOTATIONS_FILE
-    claim_folder(out, "images", "folder of drawn pages")
+    ensure_owned_dir(out, "images", "folder of drawn pages")
     if path.exists():
         if json.loads(path.read_text(encoding="utf8")).get("info") != info:
             raise OutputError(f"{out} holds other pages than seed {seed}, {count} of {width} x {height}; give another")

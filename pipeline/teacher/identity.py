@@ -14,7 +14,7 @@ from pipeline.config import RunConfig, TeacherConfig
 from pipeline.core.errors import CacheError
 from pipeline.core.files import fingerprint
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.models import run_checkpoint, run_config, teacher_identity, trained_detector
+from pipeline.models import best_checkpoint, detector_identity, load_detector, load_run_config
 from pipeline.runs.checkpoint import Checkpoint
 
 
@@ -28,7 +28,7 @@ class TeacherRun:
 
     def detector(self, num_classes: int, device: torch.device) -> DetectorModule:
         """Load the teacher, in evaluation mode."""
-        return trained_detector(self.config, num_classes, self.checkpoint, device)
+        return load_detector(self.config, num_classes, self.checkpoint, device)
 
 
 def open_teacher(student: RunConfig) -> TeacherRun:
@@ -40,19 +40,19 @@ def open_teacher(student: RunConfig) -> TeacherRun:
     """
     assert student.teacher is not None
     folder = student.teacher.run
-    config = run_config(folder)
+    config = load_run_config(folder)
     if config.data.view.canvas != student.data.view.canvas:
         raise ConfigError(
             f"the teacher {folder} has canvas {list(config.data.view.canvas)} and the student "
             f"{list(student.data.view.canvas)}; give both the same data.view.canvas"
         )
-    return TeacherRun(settings=student.teacher, config=config, checkpoint=run_checkpoint(folder))
+    return TeacherRun(settings=student.teacher, config=config, checkpoint=best_checkpoint(folder))
 
 
 def statistics_identity(student: RunConfig, teacher: TeacherRun, dataset: PackedDataset) -> dict[str, str]:
     """What the teacher's statistics depend on, by name."""
     view, detector = student.data.view, teacher.config.detector
-    return teacher_identity(teacher.config, teacher.checkpoint) | {
+    return detector_identity(teacher.config, teacher.checkpoint) | {
         "schema": str(CACHE_VERSION),
         "dataset": dataset.identity,
         "preprocessing": fingerprint([view.canvas, view.shortest_edge[1], detector.pixel_mean, detector.pixel_std]),
@@ -76,7 +76,7 @@ def cache_identity(student: RunConfig, teacher: TeacherRun, dataset: PackedDatas
     }
 
 
-def require_same(found: dict[str, str], wanted: dict[str, str], where: Path | str, remedy: str) -> None:
+def check_identity(found: dict[str, str], wanted: dict[str, str], where: Path | str, remedy: str) -> None:
     """Raise CacheError naming every part in which ``found`` differs from ``wanted``."""
     differing = [name for name in wanted if found.get(name) != wanted[name]]
     if differing:

@@ -15,7 +15,7 @@ from graphkd.signals import TeacherSignals
 class SignalSource(Protocol):
     """Gives what the teacher says of a batch, or None where no teacher takes part."""
 
-    def ahead(self, batches: Iterable[PageBatch]) -> Iterator[tuple[PageBatch, Any]]:
+    def prefetch(self, batches: Iterable[PageBatch]) -> Iterator[tuple[PageBatch, Any]]:
         """Batches, each with what was read of it before its step, for :meth:`signals`."""
         ...
 
@@ -24,7 +24,7 @@ class SignalSource(Protocol):
         ...
 
 
-def nothing_ahead(batches: Iterable[PageBatch]) -> Iterator[tuple[PageBatch, None]]:
+def no_prefetch(batches: Iterable[PageBatch]) -> Iterator[tuple[PageBatch, None]]:
     """Batches of a source that has nothing to read."""
     return ((batch, None) for batch in batches)
 
@@ -32,9 +32,9 @@ def nothing_ahead(batches: Iterable[PageBatch]) -> Iterator[tuple[PageBatch, Non
 class NoTeacher:
     """A detector trained alone."""
 
-    def ahead(self, batches: Iterable[PageBatch]) -> Iterator[tuple[PageBatch, None]]:
+    def prefetch(self, batches: Iterable[PageBatch]) -> Iterator[tuple[PageBatch, None]]:
         """Nothing is read."""
-        return nothing_ahead(batches)
+        return no_prefetch(batches)
 
     def signals(self, batch: PageBatch, read: None = None) -> None:
         """Nothing."""
@@ -42,21 +42,21 @@ class NoTeacher:
 
 
 class LiveTeacher:
-    """Runs the teacher beside every step; ``describe`` gives two points a channel in place of pooled features."""
+    """Runs the teacher beside every step; ``compress`` gives two points a channel in place of pooled features."""
 
-    def __init__(self, teacher: Detector, policy: NodePolicy, method: MethodConfig, describe: bool = False) -> None:
+    def __init__(self, teacher: Detector, policy: NodePolicy, method: MethodConfig, compress: bool = False) -> None:
         self.teacher = teacher
         self.policy = policy
         self.method = method
-        self.describe = describe
+        self.compress = compress
 
-    def ahead(self, batches: Iterable[PageBatch]) -> Iterator[tuple[PageBatch, None]]:
+    def prefetch(self, batches: Iterable[PageBatch]) -> Iterator[tuple[PageBatch, None]]:
         """Nothing is read."""
-        return nothing_ahead(batches)
+        return no_prefetch(batches)
 
     def signals(self, batch: PageBatch, read: None = None) -> TeacherSignals | TeacherPass:
         """One pass of the teacher over ``batch``."""
         if self.method.nodes == "student":
             return teacher_pass(self.teacher, batch, self.policy, maps=self.method.uses_maps)
         said = live_signals(self.teacher, batch, self.policy, maps=self.method.uses_maps)
-        return said.described() if self.describe else said
+        return said.compressed() if self.compress else said

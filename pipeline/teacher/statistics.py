@@ -21,12 +21,12 @@ from pipeline.config import RunConfig
 from pipeline.core.errors import CacheError, DataError
 from pipeline.core.files import write_atomic
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.data.loading.batches import FiniteBatches
-from pipeline.data.loading.loader import PageItems, page_loader
+from pipeline.data.loading.batches import FinitePassBatches
+from pipeline.data.loading.loader import PageDataset, page_loader
 from pipeline.data.storage.base import StorageConfig
 from pipeline.data.storage.local import LocalStore
 from pipeline.data.storage.open import open_store
-from pipeline.teacher.identity import TeacherRun, require_same, statistics_identity
+from pipeline.teacher.identity import TeacherRun, check_identity, statistics_identity
 
 STATISTICS_FILE = "statistics.safetensors"
 TENSORS = ("mean", "covariance", "whitening", "discriminant", "text_classes")
@@ -64,9 +64,9 @@ def compute_statistics(
     accumulator = StatisticsAccumulator(text_classes=torch.tensor(dataset.text_classes))
     stride = max(1, len(dataset) // teacher.settings.statistics_pages)
     samples = range(0, len(dataset), stride)
-    items = PageItems(dataset, student.data.view, student.run.seed, views=-1)
+    items = PageDataset(dataset, student.data.view, student.run.seed, views=-1)
     done = 0
-    for batch in page_loader(items, FiniteBatches(samples, student.run.eval_batch, 0, 1), workers=0):
+    for batch in page_loader(items, FinitePassBatches(samples, student.run.eval_batch, 0, 1), workers=0):
         signals = live_signals(detector, batch.to(device), teacher.settings.nodes)
         accumulator.add(signals, labelled_nodes(batch, signals.valid))
         done += len(batch)
@@ -97,7 +97,7 @@ def read_statistics(
         header, tensors = _header(content), load(content)
         statistics = TeacherStatistics(
             **{name: tensors[name] for name in TENSORS},
-            energy=header["energy"],
+            mean_square=header["energy"],
             thresholds=header["thresholds"],
             accuracy=header["accuracy"],
         )
@@ -107,7 +107,7 @@ def read_statistics(
     except (SafetensorError, KeyError, TypeError, ValueError, struct.error) as error:
         raise CacheError(f"{path} is damaged ({error}); delete it and build it again") from error
     if identity is not None:
-        require_same(found, identity, path, "delete it, or give another teacher.cache")
+        check_identity(found, identity, path, "delete it, or give another teacher.cache")
     return statistics
 
 
@@ -121,7 +121,7 @@ def _write(path: Path, statistics: TeacherStatistics, identity: dict[str, str]) 
     header = {
         "identity": identity,
         "tensors": _digest(tensors),
-        "energy": statistics.energy,
+        "energy": statistics.mean_square,
         "thresholds": statistics.thresholds,
         "accuracy": statistics.accuracy,
     }

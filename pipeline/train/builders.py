@@ -12,7 +12,7 @@ from graphkd.weight_inheritance import inherit
 from pipeline.cache.reader import CachedTeacher
 from pipeline.config import RunConfig
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.models import dataset_classes, new_detector, start_from
+from pipeline.models import check_num_classes, load_initial_weights, new_detector
 from pipeline.teacher.identity import TeacherRun, cache_identity, open_teacher, statistics_identity
 from pipeline.teacher.source import LiveTeacher, NoTeacher, SignalSource
 from pipeline.teacher.statistics import read_statistics
@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 
 def build_step(config: RunConfig, dataset: PackedDataset, device: torch.device) -> TrainingStep:
     """The detector with its first weights, the method, and the teacher's statistics where one takes part."""
-    detector = new_detector(config, dataset_classes(config, dataset))
+    detector = new_detector(config, check_num_classes(config, dataset))
     if config.run.init is not None:
-        anew = start_from(detector, config.run.init)
+        anew = load_initial_weights(detector, config.run.init)
         log.info("starting from %s; %d tensors start anew: %s", config.run.init, len(anew), ", ".join(anew) or "none")
     statistics = None
     if config.method.name != "none":
@@ -60,8 +60,8 @@ def signal_source(config: RunConfig, dataset: PackedDataset, device: torch.devic
         return NoTeacher()
     teacher = open_teacher(config)
     if config.teacher.signals == "live":
-        describe = config.teacher.store == "descriptors"
+        compress = config.teacher.store == "descriptors"
         detector = teacher.detector(dataset.num_classes, device)
-        return LiveTeacher(detector, config.teacher.nodes, config.method, describe)
+        return LiveTeacher(detector, config.teacher.nodes, config.method, compress)
     identity = cache_identity(config, teacher, dataset)
     return CachedTeacher(config.cache_location, dataset, identity, config.data.storage)

@@ -21,8 +21,8 @@ from pipeline.core.distributed import World
 from pipeline.data.loading.order import sample_seed
 from pipeline.runs.metrics import Metrics
 from pipeline.teacher.source import SignalSource
-from pipeline.train.nonfinite import Terms, spoiled, spoiled_error
-from pipeline.train.precision import WeightAverage, autocast
+from pipeline.train.nonfinite import Terms, is_nonfinite, nonfinite_error
+from pipeline.train.precision import WeightEma, autocast
 from pipeline.train.schedule import learning_rate, set_learning_rate
 
 Item = TypeVar("Item")
@@ -36,7 +36,7 @@ class Training:
     """Gives loss terms [B] from (batch, signals); wrapped for several ranks."""
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
-    average: WeightAverage
+    average: WeightEma
     schedule: ScheduleConfig
     """Already scaled to its batch."""
     compute: ComputeConfig
@@ -46,7 +46,7 @@ class Training:
     first_step: int
     after_step: Callable[[int, bool], bool]
     """Called with (steps done, whether all ranks leave now); says whether the run ends here for good."""
-    leaving: Callable[[], bool]
+    should_stop: Callable[[], bool]
     """Asked after every step whether all ranks leave, before the schedule ends."""
     seed: int
     """Of the run; keys what networks draw from torch's own generator, such as dropped paths."""
@@ -66,9 +66,9 @@ def train(run: Training, batches: Iterable[tuple[PageBatch, Any]]) -> None:
         said = [_backward(run, *part, last=number == len(parts)) for number, part in enumerate(parts, start=1)]
         run.scaler.unscale_(run.optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, run.schedule.clip_norm or math.inf)
-        if spoiled(norm, said, run.scaler, run.world):
+        if is_nonfinite(norm, said, run.scaler, run.world):
             run.after_step(done, True)
-            raise spoiled_error(done, said, run.name, run.world)
+            raise nonfinite_error(done, said, run.name, run.world)
         rate = learning_rate(run.schedule, done)
         set_learning_rate(run.optimizer, rate)
         run.scaler.step(run.optimizer)
@@ -76,7 +76,7 @@ def train(run: Training, batches: Iterable[tuple[PageBatch, Any]]) -> None:
         run.average.update()
         run.metrics.add([terms for _, terms in said], run.schedule.batch)
         run.metrics.log(done + 1, rate, last=done + 1 == run.schedule.steps)
-        leaves = run.leaving()
+        leaves = run.should_stop()
         if run.after_step(done + 1, leaves) or leaves:
             return
 
@@ -112,7 +112,7 @@ def _timed(batches: Iterable[Item], metrics: Metrics) -> Iterator[Item]:
     while True:
         begin = time.perf_counter()
         batch = next(iterator, None)
-        metrics.waited(time.perf_counter() - begin)
+        metrics.add_data_wait(time.perf_counter() - begin)
         if batch is None:
             return
         yield batch

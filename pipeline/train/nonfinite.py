@@ -17,7 +17,7 @@ SMALLEST_SCALE = 1.0
 """Of the loss in fp16; below it nothing is left to lower."""
 
 
-def spoiled(norm: Tensor, parts: Sequence[tuple[Tensor, Terms]], scaler: GradScaler, world: World) -> bool:
+def is_nonfinite(norm: Tensor, parts: Sequence[tuple[Tensor, Terms]], scaler: GradScaler, world: World) -> bool:
     """Whether this step must not be taken, the same on all ranks; a collective where ``norm`` is not finite.
 
     Args:
@@ -34,7 +34,7 @@ def spoiled(norm: Tensor, parts: Sequence[tuple[Tensor, Terms]], scaler: GradSca
     return bool(world.sum(torch.tensor(int(own), device=world.device)))
 
 
-def spoiled_error(
+def nonfinite_error(
     step: int, parts: Sequence[tuple[Tensor, Terms]], name: Callable[[int], str], world: World
 ) -> TrainingError:
     """The error of a spoiled step, naming pages of all ranks; ``name`` gives a sample's key. A collective."""

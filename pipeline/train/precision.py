@@ -17,7 +17,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CUBLAS_WORKSPACE = ":4096:8"  # what cuBLAS needs to repeat itself, according to its manual
 
 
-def prepare_process(compute: ComputeConfig) -> None:
+def configure_determinism(compute: ComputeConfig) -> None:
     """Set what holds for this whole process; before a GPU is used."""
     if compute.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
@@ -25,12 +25,12 @@ def prepare_process(compute: ComputeConfig) -> None:
     torch.use_deterministic_algorithms(compute.deterministic)
 
 
-def arrange(module: TrainingStep, compute: ComputeConfig) -> TrainingStep:
+def apply_precision_and_compile(module: TrainingStep, compute: ComputeConfig) -> TrainingStep:
     """Give ``module`` its memory format and have what has fixed shapes compiled; names of its tensors stay."""
     if compute.channels_last:
         module = module.to(memory_format=torch.channels_last)
     if compute.compile:
-        for part in module.detector.fixed_shapes():
+        for part in module.detector.compilable_modules():
             part.compile(dynamic=False)
     return module
 
@@ -45,7 +45,7 @@ def grad_scaler(compute: ComputeConfig, device: torch.device) -> GradScaler:
     return GradScaler(device.type, enabled=compute.precision == "fp16")
 
 
-class WeightAverage:
+class WeightEma:
     """The exponential moving average of a module's parameters; buffers are the newest.
 
     Args:

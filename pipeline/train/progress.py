@@ -14,7 +14,7 @@ POLL_S = 0.5
 
 
 @contextmanager
-def followed(folder: Path, callback: Callable[[dict[str, Any]], None] | None) -> Iterator[None]:
+def watch_metrics(folder: Path, callback: Callable[[dict[str, Any]], None] | None) -> Iterator[None]:
     """While the body runs, call ``callback`` from a thread with each new last line of the run's metrics."""
     if callback is None:
         yield

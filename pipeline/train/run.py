@@ -14,17 +14,17 @@ from pipeline.core.distributed import World, local_world, pick_device
 from pipeline.core.files import write_json
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.evaluate.inference import evaluate
-from pipeline.models import CHECKPOINTS, dataset_classes, run_checkpoint, trained_detector
+from pipeline.models import CHECKPOINTS, best_checkpoint, check_num_classes, load_detector
 from pipeline.runs.checkpoint import Checkpoint, newest_checkpoint
 from pipeline.runs.checkpoint_writer import prune
 from pipeline.runs.evaluations import best_step, out_of_patience, read_evaluations
-from pipeline.runs.folder import make_run_folder, open_run_folder
-from pipeline.runs.start_history import only_one
+from pipeline.runs.folder import create_run_folder, store_config
+from pipeline.runs.start_history import run_lock
 from pipeline.teacher.identity import TeacherRun, cache_identity, open_teacher
 from pipeline.teacher.statistics import ensure_statistics
 from pipeline.train.engines.local import run_local
 from pipeline.train.engines.ray import run_ray
-from pipeline.train.progress import followed
+from pipeline.train.progress import watch_metrics
 
 EVALUATION_FILE = "eval.json"
 PREDICTIONS_FILE = "predictions.json"
@@ -37,11 +37,11 @@ def prepare(config: RunConfig, allow_changes: bool = False) -> None:
     is missing or does not fit: dataset, classes, teacher, cache, run folder.
     """
     dataset = PackedDataset(config.data.train, config.data.storage)
-    dataset_classes(config, dataset)
+    check_num_classes(config, dataset)
     if config.data.val is not None:
-        dataset_classes(config, PackedDataset(config.data.val, config.data.storage))
+        check_num_classes(config, PackedDataset(config.data.val, config.data.storage))
     if config.run.init is not None:
-        run_checkpoint(config.run.init)
+        best_checkpoint(config.run.init)
     if config.method.name != "none" and config.teacher is not None:
         _require_text_flags(config, dataset)
         teacher = open_teacher(config)
@@ -49,8 +49,8 @@ def prepare(config: RunConfig, allow_changes: bool = False) -> None:
         if config.teacher.signals == "cache":
             identity = cache_identity(config, teacher, dataset)
             CachedTeacher(config.cache_location, dataset, identity, config.data.storage)
-    with only_one(make_run_folder(config)):
-        open_run_folder(config, allow_changes)
+    with run_lock(create_run_folder(config)):
+        store_config(config, allow_changes)
     if config.method.name != "none" and config.teacher is not None:
         device = pick_device(config.engine.device, 0)
         ensure_statistics(config, open_teacher(config), dataset, device)
@@ -84,17 +84,17 @@ def train_run(
 
     Under torchrun every rank calls it; the first prepares for all. Gives the checkpoint that the run is judged by.
     """
-    leads = config.engine.name == "ray" or int(os.environ.get("RANK", "0")) == 0
-    if leads:
+    is_main = config.engine.name == "ray" or int(os.environ.get("RANK", "0")) == 0
+    if is_main:
         prepare(config, allow_changes)
     with local_world(config.engine.device) if config.engine.name == "local" else nullcontext() as world:
         if not _agreed_finished(config, world):
-            with followed(config.folder, progress if leads else None):
+            with watch_metrics(config.folder, progress if is_main else None):
                 run_ray(config) if world is None else run_local(config, world)
-    if leads:  # where a kill came before that
+    if is_main:  # where a kill came before that
         best = best_step(read_evaluations(config.folder))
         prune(config.folder / CHECKPOINTS, config.run.keep, config.run.keep_every, best)
-    return run_checkpoint(config.folder)
+    return best_checkpoint(config.folder)
 
 
 def is_finished(config: RunConfig) -> bool:
@@ -112,7 +112,7 @@ def is_finished(config: RunConfig) -> bool:
 
 def _agreed_finished(config: RunConfig, world: World | None) -> bool:
     # The first rank's gather comes after it has prepared; the others wait for it here.
-    return is_finished(config) if world is None else world.gather(is_finished(config) if world.leads else True)[0]
+    return is_finished(config) if world is None else world.gather(is_finished(config) if world.is_main else True)[0]
 
 
 def evaluate_run(
@@ -122,10 +122,10 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Score a run's checkpoint on ``data.val`` and store ``eval.json`` and ``predictions.json`` in its folder."""
     assert config.data.val is not None
-    checkpoint = checkpoint or run_checkpoint(config.folder)
+    checkpoint = checkpoint or best_checkpoint(config.folder)
     dataset = PackedDataset(config.data.val, config.data.storage)
     device = pick_device(config.engine.device, 0)
-    detector = trained_detector(config, dataset_classes(config, dataset), checkpoint, device)
+    detector = load_detector(config, check_num_classes(config, dataset), checkpoint, device)
     view, batch = config.data.view, config.run.eval_batch
     figures, results = evaluate(detector, dataset, view, batch=batch, device=device, progress=progress)
     parameters = sum(parameter.numel() for parameter in detector.parameters())

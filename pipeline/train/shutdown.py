@@ -23,7 +23,7 @@ STOP_FILE = ".stop"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 
-class Stopping:
+class StopSignal:
     """Whether this run is to end early, agreed on by all ranks."""
 
     def __init__(self, folder: Path, world: World) -> None:
@@ -39,15 +39,15 @@ class Stopping:
         """Handle a signal: leave after the next steps."""
         self._received = number
 
-    def agreed(self) -> bool:
+    def should_stop(self) -> bool:
         """Called once after every step: whether all ranks leave now; what comes in counts one step later."""
-        own = self._received or (_left_in(self._file) if self.world.leads else 0)
+        own = self._received or (_left_in(self._file) if self.world.is_main else 0)
         if self.world.size == 1:
             self.signal = int(own)
             return bool(own)
         self.close()
         self._largest.fill_(int(own))
-        self._pending = dist.all_reduce(self._largest, op=dist.ReduceOp.MAX, group=self.world.side, async_op=True)
+        self._pending = dist.all_reduce(self._largest, op=dist.ReduceOp.MAX, group=self.world.cpu_group, async_op=True)
         return bool(self.signal)
 
     def close(self) -> None:
@@ -65,14 +65,14 @@ def _left_in(path: Path) -> int:
     return int(text) if text.isdigit() else signal.SIGTERM
 
 
-def stopped(number: int) -> StoppedError:
+def stopped_error(number: int) -> StoppedError:
     """The error of a run that left early because of a signal."""
     name = signal.Signals(number).name
     return StoppedError(f"stopped by {name} after a checkpoint; the same command goes on from there", number)
 
 
 @contextmanager
-def listening(handler: signal.Handlers | object) -> Iterator[None]:
+def handle_signals(handler: signal.Handlers | object) -> Iterator[None]:
     """Have SIGTERM and SIGUSR2 handled; outside of the main thread, where Python hears none, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -96,7 +96,7 @@ def stop_file(folder: Path) -> Iterator[list[int]]:
         path.write_text(str(int(number)))
 
     try:
-        with listening(receive):
+        with handle_signals(receive):
             yield received
     finally:
         path.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.config import RunConfig
 from pipeline.core.distributed import World, pick_device
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.data.loading.loader import PageItems, collate
+from pipeline.data.loading.loader import PageDataset, collate
 from pipeline.data.loading.order import SampleRef
 from pipeline.train.builders import build_step, signal_source
 from pipeline.train.loop import global_mean
@@ -19,7 +19,7 @@ def smoke(config: RunConfig, steps: int = 10) -> list[float]:
     module = build_step(config, dataset, world.device).train()
     source = signal_source(config, dataset, world.device)
     optimizer = build_optimizer(module, config.schedule)
-    items = PageItems(dataset, config.data.view, config.run.seed, config.views)
+    items = PageDataset(dataset, config.data.view, config.run.seed, config.views)
     page = collate([items[SampleRef(0, 0)]]).to(world.device)
     losses = []
     for _ in range(steps):

@@ -11,7 +11,7 @@ from graphkd.distill import TrainingStep
 from pipeline.config import RunConfig
 from pipeline.core.errors import CheckpointError
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.data.loading.state import DataState, read_state
+from pipeline.data.loading.state import DataState, load_data_state
 from pipeline.models import CHECKPOINTS
 from pipeline.runs.checkpoint import (
     AVERAGE,
@@ -22,9 +22,9 @@ from pipeline.runs.checkpoint import (
     restore_module,
     restore_optimizer,
 )
-from pipeline.runs.checkpoint_writer import Snapshot, snapshot
+from pipeline.runs.checkpoint_writer import Snapshot, take_snapshot
 from pipeline.runs.metrics import Metrics
-from pipeline.train.precision import WeightAverage
+from pipeline.train.precision import WeightEma
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class TrainingState:
     config: RunConfig
     dataset: PackedDataset
     module: TrainingStep
-    average: WeightAverage
+    average: WeightEma
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
 
@@ -46,8 +46,8 @@ class TrainingState:
         checkpoint = newest_checkpoint(self.config.folder / CHECKPOINTS)
         if checkpoint is None:
             return None
-        state = read_state(checkpoint.state.get("data"), checkpoint.step, str(checkpoint.folder))
-        state.require_same_order(self._position(checkpoint.step), str(checkpoint.folder))
+        state = load_data_state(checkpoint.state.get("data"), checkpoint.step, str(checkpoint.folder))
+        state.check_same_order(self._position(checkpoint.step), str(checkpoint.folder))
         restore_module(self.module, load_weights(checkpoint.folder / MODEL), checkpoint.folder)
         restore_optimizer(self.optimizer, checkpoint)
         self._restore_average(checkpoint)
@@ -70,13 +70,13 @@ class TrainingState:
         """A copy of everything after ``done`` steps, on the leading rank only; a collective."""
         state = {
             "data": self._position(done).model_dump(),
-            "metrics": metrics.state(),
+            "metrics": metrics.state_dict(),
             "scaler": self.scaler.state_dict(),
             "best_step": best,
         }
-        if not metrics.world.leads:
+        if not metrics.world.is_main:
             return None
-        return snapshot(done, self.module, self.optimizer, state, self.average.module)
+        return take_snapshot(done, self.module, self.optimizer, state, self.average.module)
 
     def _position(self, step: int) -> DataState:
         batch = self.config.schedule.batch

@@ -16,67 +16,68 @@ from graphkd.distill import TrainingStep
 from pipeline.config import RunConfig
 from pipeline.core.distributed import World
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.data.loading.batches import StepBatches
-from pipeline.data.loading.loader import PageItems, page_loader, within_budget
-from pipeline.data.loading.order import CanonicalOrder, require_pages_for_all
+from pipeline.data.loading.batches import TrainBatches
+from pipeline.data.loading.loader import PageDataset, limit_bad_samples, page_loader
+from pipeline.data.loading.order import CanonicalOrder, check_batch_size
 from pipeline.models import CHECKPOINTS
 from pipeline.runs.checkpoint_writer import CheckpointWriter
 from pipeline.runs.ledger import Ledger
 from pipeline.runs.metrics import Metrics
-from pipeline.runs.start_history import Record, logged_to, only_one
+from pipeline.runs.start_history import StartRecorder, log_to_file, run_lock
 from pipeline.teacher.source import SignalSource
 from pipeline.train.builders import build_step, signal_source
-from pipeline.train.evaluator import Judge
+from pipeline.train.evaluator import Evaluator
 from pipeline.train.loop import Training, train
-from pipeline.train.precision import WeightAverage, arrange, grad_scaler, prepare_process
+from pipeline.train.precision import WeightEma, apply_precision_and_compile, configure_determinism, grad_scaler
 from pipeline.train.schedule import build_optimizer
-from pipeline.train.shutdown import Stopping, listening
+from pipeline.train.shutdown import StopSignal, handle_signals
 from pipeline.train.state import TrainingState
 
 log = logging.getLogger(__name__)
 
 
-def never() -> bool:
+def no_preemption() -> bool:
     """No engine knows of a node that is about to go."""
     return False
 
 
-def run_worker(config: RunConfig, world: World, going: Callable[[], bool] = never) -> int:
+def run_worker(config: RunConfig, world: World, preemption_imminent: Callable[[], bool] = no_preemption) -> int:
     """Train ``config`` as one of ``world``'s workers; gives the number of the signal that ended it early, or 0.
 
     Args:
         config: of the run; its folder is there.
         world: all workers, which train together.
-        going: asked after every step by all ranks alike: whether a node goes soon, so that a checkpoint is due now.
+        preemption_imminent: called by all ranks after every step; True if a node is about to be preempted, so that
+            a checkpoint is due now.
     """
-    with only_one(config.folder) if world.leads else nullcontext(), logged_to(config.folder, world):
+    with run_lock(config.folder) if world.is_main else nullcontext(), log_to_file(config.folder, world):
         world.gather(None)  # nobody looks for checkpoints while a start that was killed may still write one
-        return _train(config, world, going)
+        return _train(config, world, preemption_imminent)
 
 
-def _train(config: RunConfig, world: World, going: Callable[[], bool]) -> int:
+def _train(config: RunConfig, world: World, preemption_imminent: Callable[[], bool]) -> int:
     dataset = PackedDataset(config.data.train, config.data.storage)
     schedule = config.schedule.scaled()
-    require_pages_for_all(schedule.batch, world.size, schedule.accumulate)
+    check_batch_size(schedule.batch, world.size, schedule.accumulate)
     _say_what_varies(config, world)
-    prepare_process(config.compute)
+    configure_determinism(config.compute)
     state = _new_state(config, dataset, world)
     checkpoint = state.restore()
     first = 0 if checkpoint is None else checkpoint.step
     metrics = Metrics(config.folder, world, config.run.log_every, first)
-    metrics.restore(None if checkpoint is None else checkpoint.state.get("metrics"))
-    judge = Judge(config, world, state.average, metrics, first)
+    metrics.load_state_dict(None if checkpoint is None else checkpoint.state.get("metrics"))
+    evaluator = Evaluator(config, world, state.average, metrics, first)
     with ExitStack() as stack:
         record = stack.enter_context(_recorded(config, world, metrics, first))
         stack.enter_context(closing(metrics))
-        saving = _Saving(state, metrics, judge, going, first)
+        saving = _Saving(state, metrics, evaluator, preemption_imminent, first)
         stack.enter_context(closing(saving.writer))
-        stopping = stack.enter_context(closing(Stopping(config.folder, world)))
-        stack.enter_context(listening(stopping.receive))
+        stop_signal = stack.enter_context(closing(StopSignal(config.folder, world)))
+        stack.enter_context(handle_signals(stop_signal.receive))
         source = signal_source(config, dataset, world.device)
         if not saving.evaluated(first):  # a kill may have come before a checkpoint was evaluated
             run = Training(
-                step=_distributed(arrange(state.module, config.compute), world),
+                step=_distributed(apply_precision_and_compile(state.module, config.compute), world),
                 optimizer=state.optimizer,
                 scaler=state.scaler,
                 average=state.average,
@@ -87,13 +88,13 @@ def _train(config: RunConfig, world: World, going: Callable[[], bool]) -> int:
                 world=world,
                 first_step=first,
                 after_step=saving.after_step,
-                leaving=stopping.agreed,
+                should_stop=stop_signal.should_stop,
                 seed=config.run.seed,
-                name=lambda sample: dataset.record(sample).key,
+                name=lambda sample: dataset.sample(sample).key,
             )
             train(run, stack.enter_context(_batches(config, dataset, world, first, source)))
-        ended = metrics.last_step == schedule.steps or judge.enough()
-        number = 0 if ended else stopping.signal
+        ended = metrics.last_step == schedule.steps or evaluator.should_end_early()
+        number = 0 if ended else stop_signal.signal
         record.why = signal.Signals(number).name if number else record.why
     return number
 
@@ -105,7 +106,7 @@ def _new_state(config: RunConfig, dataset: PackedDataset, world: World) -> Train
         config=config,
         dataset=dataset,
         module=module,
-        average=WeightAverage(module, schedule.ema),
+        average=WeightEma(module, schedule.ema),
         optimizer=build_optimizer(module, schedule),
         scaler=grad_scaler(config.compute, world.device),
     )
@@ -115,22 +116,32 @@ class _Saving:
     """What happens between two steps: checkpoints, and evaluations of what they hold."""
 
     def __init__(
-        self, state: TrainingState, metrics: Metrics, judge: Judge, going: Callable[[], bool], first: int
+        self,
+        state: TrainingState,
+        metrics: Metrics,
+        evaluator: Evaluator,
+        preemption_imminent: Callable[[], bool],
+        first: int,
     ) -> None:
         settings = state.config.run
         self.writer = CheckpointWriter(
-            state.config.folder / CHECKPOINTS, settings.keep, settings.keep_every, judge.best
+            state.config.folder / CHECKPOINTS, settings.keep, settings.keep_every, evaluator.best_step
         )
-        self.state, self.metrics, self.judge, self.going = state, metrics, judge, going
+        self.state, self.metrics, self.evaluator, self.preemption_imminent = (
+            state,
+            metrics,
+            evaluator,
+            preemption_imminent,
+        )
         self.every = settings.checkpoint_every
         self.saved = first
 
     def after_step(self, done: int, leaves: bool) -> bool:
         """Save where it is due, then evaluate; whether the run ends here for good."""
-        self.judge.look_aside(done)
-        due, ends = self.judge.due(done), done == self.judge.steps or self.judge.enough()
-        if (self.going() or leaves or due or ends or done % self.every == 0) and done > self.saved:
-            taken = self.state.snapshot(done, self.metrics, self.judge.best())
+        self.evaluator.refresh(done)
+        due, ends = self.evaluator.due(done), done == self.evaluator.steps or self.evaluator.should_end_early()
+        if (self.preemption_imminent() or leaves or due or ends or done % self.every == 0) and done > self.saved:
+            taken = self.state.snapshot(done, self.metrics, self.evaluator.best_step())
             if taken is not None:
                 self.writer.save(taken)
             self.saved = done
@@ -139,16 +150,16 @@ class _Saving:
 
     def evaluated(self, done: int) -> bool:
         """Evaluate where it is due; whether the run ends after ``done`` steps for good."""
-        if self.judge.due(done):
-            self.judge.judge(done)
-        return done == self.judge.steps or self.judge.enough()
+        if self.evaluator.due(done):
+            self.evaluator.evaluate(done)
+        return done == self.evaluator.steps or self.evaluator.should_end_early()
 
 
 @contextmanager
-def _recorded(config: RunConfig, world: World, metrics: Metrics, first: int) -> Iterator[Record]:
+def _recorded(config: RunConfig, world: World, metrics: Metrics, first: int) -> Iterator[StartRecorder]:
     """Write down this start and how it ends; a kill leaves it without an end."""
-    record = Record(config.folder, world, first)
-    if first and world.leads:
+    record = StartRecorder(config.folder, world, first)
+    if first and world.is_main:
         log.info("going on from step %d with %d workers", first, world.size)
     try:
         yield record
@@ -167,10 +178,10 @@ def _batches(
     """What this rank reads of the global batches from step ``first`` on; written to the ledger where there is one."""
     schedule, tolerated = config.schedule.scaled(), config.data.bad_samples
     order = CanonicalOrder(dataset.shard_sizes, config.run.seed, schedule.batch)
-    places = StepBatches(order, schedule.batch, world.rank, world.size, first, schedule.steps, schedule.accumulate)
-    items = PageItems(dataset, config.data.view, config.run.seed, config.views, stand_ins=tolerated > 0)
+    places = TrainBatches(order, schedule.batch, world.rank, world.size, first, schedule.steps, schedule.accumulate)
+    items = PageDataset(dataset, config.data.view, config.run.seed, config.views, substitute_bad=tolerated > 0)
     loader = page_loader(items, places, config.data.loader_workers, pin=world.device.type == "cuda")
-    batches = source.ahead(within_budget(loader, tolerated))
+    batches = source.prefetch(limit_bad_samples(loader, tolerated))
     if not config.run.ledger:
         yield batches
         return
@@ -179,7 +190,7 @@ def _batches(
 
 
 def _say_what_varies(config: RunConfig, world: World) -> None:
-    if config.detector.norm == "batch" and world.leads:
+    if config.detector.norm == "batch" and world.is_main:
         log.warning(
             "detector.norm is batch: its statistics are those of one worker's pages, so results depend on how many "
             "workers share schedule.batch %d; frozen, sync (GPU) and group do not",

@@ -147,11 +147,11 @@ def _safetensors(path: Path) -> Any:
 
 def job_files(folder: Path) -> dict[str, Any]:
     """The keys of what jobs leave in a run folder: specification, record of submissions, record of starts."""
-    from cluster.jobs import JobRecord, remember
+    from cluster.jobs import JobRecord, record_job
     from cluster.site import load_site
     from cluster.slurm.plan import training_job
-    from cluster.slurm.restart_budget import Lives
-    from cluster.slurm.slurm_env import Place
+    from cluster.slurm.restart_budget import RestartBudget
+    from cluster.slurm.slurm_env import SlurmEnv
 
     site = load_site(ROOT / "configs" / "sites" / "gpu-cluster.yaml")
     job = training_job(ROOT / "configs" / "quickstart" / "student.yaml", [], site)
@@ -166,10 +166,10 @@ def job_files(folder: Path) -> dict[str, Any]:
         "logs": "",
         "site": "",
     }
-    remember(folder, JobRecord.model_validate(record))
-    starts = Lives(folder, Place(job="7", restart=0, node=0, nodes=1, name="node"))
-    starts.begin()
-    starts.end("failed", "a reason")
+    record_job(folder, JobRecord.model_validate(record))
+    starts = RestartBudget(folder, SlurmEnv(job="7", restart=0, node=0, nodes=1, name="node"))
+    starts.record_start()
+    starts.record_end("failed", "a reason")
     return keys_below(folder)
 
 

@@ -48,7 +48,7 @@ def batch() -> PageBatch:
         seeds=torch.tensor([0, 1]),
         view_numbers=torch.tensor([0, 0]),
         views=torch.ones(2, 4),
-        instead_of=torch.full((2,), -1),
+        replaced_sample=torch.full((2,), -1),
     )
 
 
@@ -201,4 +201,4 @@ def test_a_cache_of_another_width_than_the_statistics_names_both(batch: PageBatc
 
 def test_overlap_is_with_ground_truth_of_the_same_page_only(batch: PageBatch) -> None:
     boxes = torch.stack([batch.boxes[:2], batch.boxes[:2]])
-    assert batch.overlapping(boxes).tolist() == [[True, True], [False, False]]
+    assert batch.overlaps_ground_truth(boxes).tolist() == [[True, True], [False, False]]

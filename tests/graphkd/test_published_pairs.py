@@ -53,7 +53,7 @@ def one_page() -> PageBatch:
         seeds=torch.tensor([0]),
         view_numbers=torch.tensor([0]),
         views=torch.ones(1, 4),
-        instead_of=torch.full((1,), -1),
+        replaced_sample=torch.full((1,), -1),
     )
 
 

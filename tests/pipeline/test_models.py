@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from graphkd.errors import WeightsError
 from pipeline.config import RunConfig, resolve
 from pipeline.core.errors import CheckpointError
-from pipeline.models import checkpoint_at, new_detector
+from pipeline.models import find_checkpoint, new_detector
 from tests.support.runs import small_run
 
 
@@ -46,4 +46,4 @@ def test_first_weights_are_keyed_by_the_seed(tmp_path: Path) -> None:
 
 def test_a_folder_without_checkpoints_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
-        checkpoint_at(tmp_path)
+        find_checkpoint(tmp_path)

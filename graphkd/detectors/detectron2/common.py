@@ -39,11 +39,11 @@ class Detectron2Detector(DetectorModule):
         """Maps by detectron2's names."""
         return [features.maps[self.levels[name]] for name in names]
 
-    def fixed_shapes(self) -> list[nn.Module]:
+    def compilable_modules(self) -> list[nn.Module]:
         """Backbone and pyramid."""
         return [self.model.backbone]
 
-    def inheritable(self) -> dict[str, Tensor]:
+    def inheritable_parameters(self) -> dict[str, Tensor]:
         """The heads, and the pyramid's outputs."""
         backbone, outputs = "model.backbone.", "model.backbone.fpn_output"
         return {

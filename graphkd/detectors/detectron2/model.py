@@ -64,7 +64,7 @@ def build_pyramid(
     """The backbone with its pyramid, P2 to P6 or P3 to P7: detectron2's own for a ResNet that it has, else timm's."""
     names, own = STAGES[config.architecture], config.backbone in RESNETS and config.weights == "none"
     if own:
-        bottom_up: Any = d2_backbone.build_resnet_backbone(nodes(config, 1), ShapeSpec(channels=3))
+        bottom_up: Any = d2_backbone.build_resnet_backbone(build_cfg(config, 1), ShapeSpec(channels=3))
     else:
         bottom_up = TimmBackbone(*build_bottom_up(config, canvas, weights), names)
     last = bottom_up.output_shape()[names[-1]].channels
@@ -75,7 +75,7 @@ def build_pyramid(
 
 def build_rcnn(config: DetectorConfig, num_classes: int, backbone: Any) -> nn.Module:
     """A GeneralizedRCNN of ``config``."""
-    cfg, shapes = nodes(config, num_classes), backbone.output_shape()
+    cfg, shapes = build_cfg(config, num_classes), backbone.output_shape()
     model: nn.Module = META_ARCH_REGISTRY.get("GeneralizedRCNN")(
         backbone=backbone,
         proposal_generator=build_proposal_generator(cfg, shapes),
@@ -89,7 +89,7 @@ def build_rcnn(config: DetectorConfig, num_classes: int, backbone: Any) -> nn.Mo
 
 def build_retinanet(config: DetectorConfig, num_classes: int, backbone: Any) -> nn.Module:
     """A RetinaNet of ``config``."""
-    cfg, shapes = nodes(config, num_classes), backbone.output_shape()
+    cfg, shapes = build_cfg(config, num_classes), backbone.output_shape()
     levels = [shapes[name] for name in cfg.MODEL.RETINANET.IN_FEATURES]
     settings = cfg.MODEL.RETINANET
     return RetinaNet(
@@ -110,7 +110,7 @@ def build_retinanet(config: DetectorConfig, num_classes: int, backbone: Any) -> 
     )
 
 
-def nodes(config: DetectorConfig, num_classes: int) -> CfgNode:
+def build_cfg(config: DetectorConfig, num_classes: int) -> CfgNode:
     """detectron2's config of the same detector."""
     cfg = get_cfg()
     model: Any = cfg.MODEL

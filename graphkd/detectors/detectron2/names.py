@@ -75,7 +75,7 @@ def from_detectron2(name: str, values: Tensor) -> Tensor:
     return values
 
 
-def as_detectron2(tensors: Mapping[str, Tensor], prefix: str = "model.") -> dict[str, Tensor]:
+def to_detectron2_tensors(tensors: Mapping[str, Tensor], prefix: str = "model.") -> dict[str, Tensor]:
     """Tensors of the torchvision adapter, which begin with ``prefix``, as detectron2 has them, without it.
 
     What has no counterpart there keeps its name.
@@ -85,7 +85,7 @@ def as_detectron2(tensors: Mapping[str, Tensor], prefix: str = "model.") -> dict
     return {names[name]: to_detectron2(names[name], values) for name, values in bare.items()}
 
 
-def in_framework(
+def convert_framework(
     framework: Framework, own: Iterable[str], theirs: Mapping[str, Tensor], prefix: str = "model."
 ) -> dict[str, Tensor]:
     """Tensors of one adapter as those of the other; what has no counterpart there keeps its name.
@@ -97,29 +97,29 @@ def in_framework(
         prefix: of an adapter's names.
     """
     if framework == "detectron2":
-        return {prefix + name: values for name, values in as_detectron2(theirs, prefix).items()}
+        return {prefix + name: values for name, values in to_detectron2_tensors(theirs, prefix).items()}
     bare = {name.removeprefix(prefix): values for name, values in theirs.items()}
     ours = {detectron2_name(name.removeprefix(prefix)): name for name in own}
     return {ours.get(name, prefix + name): from_detectron2(name, values) for name, values in bare.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class TensorMatch:
     """What of a file's tensors fits a detector."""
 
     matched: dict[str, Tensor]
     """By the detector's names, ready to load."""
     missing: list[str]
     """Names of the detector's that the file has nothing for."""
-    misshapen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    shape_mismatch: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     """By the detector's names: shape in the file, shape in the detector."""
     unused: list[str]
     """Names of the file's that the detector has no use for."""
 
 
-def fit(
+def match_tensors(
     own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, same_framework: bool, prefix: str = "model."
-) -> Fit:
+) -> TensorMatch:
     """Find what of ``theirs``, named and laid out as detectron2 has it, fits a detector.
 
     Args:
@@ -128,7 +128,7 @@ def fit(
         same_framework: whether the detector is of detectron2's adapter, so that nothing needs to be turned.
         prefix: of an adapter's names.
     """
-    result, used = Fit({}, [], {}, []), set[str]()
+    result, used = TensorMatch({}, [], {}, []), set[str]()
     for name, values in own.items():
         bare = name.removeprefix(prefix)
         source = bare if same_framework else detectron2_name(bare)
@@ -140,6 +140,6 @@ def fit(
         if found.shape == values.shape:
             result.matched[name] = found
         else:
-            result.misshapen[name] = (tuple(theirs[source].shape), tuple(values.shape))
+            result.shape_mismatch[name] = (tuple(theirs[source].shape), tuple(values.shape))
     result.unused.extend(name for name in theirs if name not in used)
     return result

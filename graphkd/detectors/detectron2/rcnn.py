@@ -19,7 +19,7 @@ from graphkd.detectors.config import DetectorConfig
 from graphkd.detectors.detectron2.common import Detectron2Detector, instances
 from graphkd.detectors.detectron2.model import build_rcnn
 from graphkd.detectors.protocol import DetectorSpec
-from graphkd.detectors.sampling import KeyedSampler
+from graphkd.detectors.sampling import SeededSampler
 from graphkd.detectors.torchvision.common import in_float32
 
 LEVELS = {"p2": "0", "p3": "1", "p4": "2", "p5": "3", "p6": "pool"}
@@ -39,8 +39,8 @@ class Detectron2FasterRCNN(Detectron2Detector):
             classifies_regions=True,
         )
         super().__init__(build_rcnn(config, num_classes, backbone), spec, LEVELS)
-        self._anchor_sampler = KeyedSampler(config.rpn_batch, 0.5, salt=0)
-        self._region_sampler = KeyedSampler(config.roi_batch, config.roi_positive_fraction, salt=1)
+        self._anchor_sampler = SeededSampler(config.rpn_batch, 0.5, salt=0)
+        self._region_sampler = SeededSampler(config.roi_batch, config.roi_positive_fraction, salt=1)
         self._seeds: Iterator[int] = iter(())
         self.model.proposal_generator._subsample_labels = self._keyed_anchors
         self.model.roi_heads._sample_proposals = self._keyed_regions
@@ -160,7 +160,7 @@ class Detectron2FasterRCNN(Detectron2Detector):
         chosen = torch.cat([positive.nonzero()[:, 0], negative.nonzero()[:, 0]])
         return chosen, classes[chosen]
 
-    def _sample(self, sampler: KeyedSampler, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _sample(self, sampler: SeededSampler, labels: Tensor) -> tuple[Tensor, Tensor]:
         sampler.seeds = [next(self._seeds)]
         (positive,), (negative,) = sampler([labels])
         return positive.bool(), negative.bool()

@@ -48,11 +48,11 @@ class TorchvisionDetector(DetectorModule):
         with _without_compiling(features):
             return self.region_pool(features.maps, boxes, [features.canvas] * len(boxes))
 
-    def fixed_shapes(self) -> list[nn.Module]:
+    def compilable_modules(self) -> list[nn.Module]:
         """Backbone and pyramid."""
         return [self.model.backbone]
 
-    def inheritable(self) -> dict[str, Tensor]:
+    def inheritable_parameters(self) -> dict[str, Tensor]:
         """Proposal and region heads, and what the pyramid does after its lateral connections."""
         backbone, lateral = "model.backbone.", "model.backbone.fpn.inner_blocks."
         pyramid = "model.backbone.fpn."

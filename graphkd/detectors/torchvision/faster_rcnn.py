@@ -16,7 +16,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from graphkd.batch import Detections, Features, Proposals, RegionPredictions, Targets
 from graphkd.detectors.config import DetectorConfig
 from graphkd.detectors.protocol import DetectorSpec
-from graphkd.detectors.sampling import KeyedSampler
+from graphkd.detectors.sampling import SeededSampler
 from graphkd.detectors.torchvision.common import TorchvisionDetector, in_float32, torchvision_targets
 from graphkd.detectors.torchvision.regions import anchor_generator
 
@@ -42,8 +42,8 @@ class FasterRCNNDetector(TorchvisionDetector):
         super().__init__(_build_model(backbone, config, num_classes), spec, config, POOLED_LEVELS)
         self.model.roi_heads.box_roi_pool = self.region_pool
         rpn, roi_heads = self.model.rpn, self.model.roi_heads
-        rpn.fg_bg_sampler = KeyedSampler(config.rpn_batch, 0.5, salt=0)
-        roi_heads.fg_bg_sampler = KeyedSampler(config.roi_batch, config.roi_positive_fraction, salt=1)
+        rpn.fg_bg_sampler = SeededSampler(config.rpn_batch, 0.5, salt=0)
+        roi_heads.fg_bg_sampler = SeededSampler(config.roi_batch, config.roi_positive_fraction, salt=1)
 
     def propose_and_losses(self, features: Features, targets: Targets) -> tuple[Proposals, dict[str, Tensor]]:
         """Proposals, and the four losses of Faster R-CNN, each [B] and normalised within its page."""

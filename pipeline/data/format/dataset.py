@@ -23,11 +23,11 @@ from pipeline.core.errors import DataError
 from pipeline.data.format.index import IndexRow, ShardIndex, open_index, parse_index
 from pipeline.data.format.schema import DATASET_FILE, DatasetJson, index_path, parse_dataset_json, read_dataset_json
 from pipeline.data.loading.augmentation import DECODING_ERRORS
-from pipeline.data.storage.base import FileFacts, Range, StorageConfig
+from pipeline.data.storage.base import ByteRange, FileInfo, StorageConfig
 from pipeline.data.storage.local import LocalStore
 from pipeline.data.storage.open import open_store
 
-OPEN_INDEXES = 256  # per process; a rank reads 64 or so shards side by side
+MAX_OPEN_INDEXES = 256  # per process; a rank reads 64 or so shards side by side
 
 
 class BadSampleError(DataError):
@@ -35,7 +35,7 @@ class BadSampleError(DataError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Record(IndexRow):
+class Sample(IndexRow):
     """What is known of one sample before its image is read: its row in the index, and what the dataset makes of it."""
 
     shard: str
@@ -58,11 +58,11 @@ class PackedDataset:
         self.storage = storage
         self.store = open_store(location, storage)
         self.description = self._describe()
-        self.store.expect({shard.name: FileFacts(shard.bytes, shard.sha256) for shard in self.description.shards})
+        self.store.register({shard.name: FileInfo(shard.bytes, shard.sha256) for shard in self.description.shards})
         self.shard_sizes = tuple(shard.samples for shard in self.description.shards)
         self._starts = [0, *accumulate(self.shard_sizes)]
         self._class_of = {category.id: place for place, category in enumerate(self.description.categories)}
-        self._indexes: LRUCache[Any, ShardIndex] = LRUCache(OPEN_INDEXES)
+        self._indexes: LRUCache[Any, ShardIndex] = LRUCache(MAX_OPEN_INDEXES)
         self._guard = Lock()
 
     def __len__(self) -> int:
@@ -96,37 +96,37 @@ class PackedDataset:
         shard = bisect_right(self._starts, sample) - 1
         return shard, sample - self._starts[shard]
 
-    def record(self, sample: int) -> Record:
+    def sample(self, sample: int) -> Sample:
         """The index entry of a sample."""
         shard, number = self.locate(sample)
         row = self._index(shard).row(number)
-        return Record(
+        return Sample(
             **{name: getattr(row, name) for name in IndexRow.__slots__},
             shard=self.description.shards[shard].name,
             classes=np.array([self._class(category, row.key) for category in row.category_ids], dtype=np.int64),
         )
 
-    def images(self, records: Sequence[Record]) -> list[bytes]:
+    def images(self, records: Sequence[Sample]) -> list[bytes]:
         """The files of several images, fetched side by side where they are far away."""
-        return self.store.ranges(
-            [Range(name=record.shard, start=record.image_offset, size=record.image_bytes) for record in records]
+        return self.store.read_ranges(
+            [ByteRange(name=sample.shard, start=sample.image_offset, size=sample.image_bytes) for sample in records]
         )
 
-    def image(self, record: Record) -> Image.Image:
+    def image(self, sample: Sample) -> Image.Image:
         """Open the image of a sample; pixels are decoded when used. Raises BadSampleError naming shard and key."""
-        return self.open_image(self.images([record])[0], record)
+        return self.open_image(self.images([sample])[0], sample)
 
-    def open_image(self, content: bytes, record: Record) -> Image.Image:
+    def open_image(self, content: bytes, sample: Sample) -> Image.Image:
         """Open an image that was read; raises BadSampleError naming shard and key."""
         try:
             return Image.open(io.BytesIO(content))
         except DECODING_ERRORS as error:
-            raise self.bad_sample(record, error) from error
+            raise self.bad_sample_error(sample, error) from error
 
-    def bad_sample(self, record: Record, error: BaseException | str) -> BadSampleError:
+    def bad_sample_error(self, sample: Sample, error: BaseException | str) -> BadSampleError:
         """The error of a sample whose image does not decode."""
         return BadSampleError(
-            f"{self.store.location}/{record.shard}: the image of {record.key!r} cannot be read ({error}); take it out "
+            f"{self.store.location}/{sample.shard}: the image of {sample.key!r} cannot be read ({error}); take it out "
             "with `graphkd data verify --exclude`, or allow some with data.bad_samples"
         )
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pipeline.core.errors import DataError, OutputError
-from pipeline.core.files import replaced
+from pipeline.core.files import atomic_path
 from pipeline.data.format.schema import IMAGE_EXTENSIONS, INDEX_SCHEMA, SampleJson, index_path
 
-Parts = dict[str, list[tarfile.TarInfo]]
+SampleFiles = dict[str, list[tarfile.TarInfo]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +88,9 @@ def build_index(shard: Path, excluded: Collection[str] = ()) -> ShardIndex:
 
     Raises DataError naming the tar and the sample at fault, OutputError where the index cannot be written.
     """
-    table = scan(shard, excluded)
+    table = scan_tar(shard, excluded)
     with (
-        replaced(index_path(shard)) as temporary,
+        atomic_path(index_path(shard)) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
         pa.ipc.new_file(sink, INDEX_SCHEMA) as writer,
     ):
@@ -105,7 +105,7 @@ def open_index(shard: Path, excluded: Collection[str] = ()) -> ShardIndex:
         try:
             return build_index(shard, excluded)
         except OutputError:  # a folder that only others may write to can still be read
-            return ShardIndex(scan(shard, excluded))
+            return ShardIndex(scan_tar(shard, excluded))
     return parse_index(pa.memory_map(str(path)), str(path))
 
 
@@ -120,21 +120,21 @@ def parse_index(source: Any, path: str) -> ShardIndex:
     return ShardIndex(table)
 
 
-def scan(shard: Path, excluded: Collection[str] = ()) -> pa.Table:
+def scan_tar(shard: Path, excluded: Collection[str] = ()) -> pa.Table:
     """The index of a tar as a table, rows in the order in which its keys first come."""
     try:
         with tarfile.open(shard, "r:") as tar:
-            rows = [_row(tar, shard, key, parts) for key, parts in samples_of(tar).items() if key not in excluded]
+            rows = [_row(tar, shard, key, parts) for key, parts in group_samples(tar).items() if key not in excluded]
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"{shard} is not a readable tar ({error}); copy or pack it again") from error
     return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
 
 
-def samples_of(tar: tarfile.TarFile) -> dict[str, Parts]:
+def group_samples(tar: tarfile.TarFile) -> dict[str, SampleFiles]:
     """Members of an open tar by sample key, then by extension; several of one extension are duplicates."""
     from webdataset.tariterators import base_plus_ext  # slow to import, and only indexing needs it
 
-    samples: dict[str, Parts] = {}
+    samples: dict[str, SampleFiles] = {}
     for member in tar:
         key, extension = base_plus_ext(member.name)
         if member.isfile() and key is not None:
@@ -142,12 +142,12 @@ def samples_of(tar: tarfile.TarFile) -> dict[str, Parts]:
     return samples
 
 
-def image_of(parts: Parts) -> tuple[str, tarfile.TarInfo] | None:
+def find_image(parts: SampleFiles) -> tuple[str, tarfile.TarInfo] | None:
     """Extension and member of a sample's image, or None where it has none."""
     return next(((extension, parts[extension][0]) for extension in IMAGE_EXTENSIONS if extension in parts), None)
 
 
-def content_of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     """The bytes of a member; raises EOFError where the tar ends within it."""
     file = tar.extractfile(member)
     assert file is not None
@@ -166,21 +166,21 @@ def parse_sample(content: bytes) -> SampleJson:
         raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}") from error
 
 
-def digest_of(image: bytes, annotation: bytes) -> bytes:
+def sample_digest(image: bytes, annotation: bytes) -> bytes:
     """SHA-256 of a sample's content."""
     digest = sha256(image)
     digest.update(annotation)
     return digest.digest()
 
 
-def _row(tar: tarfile.TarFile, shard: Path, key: str, parts: Parts) -> dict[str, Any]:
+def _row(tar: tarfile.TarFile, shard: Path, key: str, parts: SampleFiles) -> dict[str, Any]:
     doubled = next((members[0].name for members in parts.values() if len(members) > 1), None)
     if doubled is not None:
         raise DataError(f"{shard} holds {doubled!r} twice; keys must be unique within a tar")
-    found = image_of(parts)
+    found = find_image(parts)
     if found is None or "json" not in parts:
         raise DataError(f"{shard}: sample {key!r} has {sorted(parts)}, but needs an image and a json; pack it again")
-    image, annotation = found[1], content_of(tar, parts["json"][0])
+    image, annotation = found[1], read_member(tar, parts["json"][0])
     try:
         sample = parse_sample(annotation)
     except ValueError as error:
@@ -190,5 +190,5 @@ def _row(tar: tarfile.TarFile, shard: Path, key: str, parts: Parts) -> dict[str,
         "image_offset": image.offset_data,
         "image_bytes": image.size,
         "boxes": [value for box in sample.boxes for value in box],
-        "digest": digest_of(content_of(tar, image), annotation),
+        "digest": sample_digest(read_member(tar, image), annotation),
     }

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.data.loading.rng import key_of, uniforms, words
+from pipeline.data.loading.rng import hash_key, random_uint64, random_uniform
 
 # What Pillow raises for images that are broken, or too large to be pages.
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -23,7 +23,7 @@ NOISE_CONTRAST = 0.4  # largest loss of contrast
 NOISE_BLUR_PX = 1.0  # largest radius, canvas px
 
 
-class ViewConfig(BaseModel):
+class AugmentationConfig(BaseModel):
     """The canvas and what varies from view to view."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,7 +41,7 @@ class ViewConfig(BaseModel):
     """Largest strength of a training view's scan noise (grain, loss of contrast, blur); 0 adds none."""
 
     @model_validator(mode="after")
-    def _check(self) -> ViewConfig:
+    def _check(self) -> AugmentationConfig:
         if any(side <= 0 or side % 32 for side in self.canvas):
             raise ValueError(f"canvas {list(self.canvas)} must be positive multiples of 32, such as [1184, 832]")
         if not 0 < self.shortest_edge[0] <= self.shortest_edge[1]:
@@ -50,7 +50,7 @@ class ViewConfig(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class Augmentation:
     """What is done to one page."""
 
     shortest_edge: int
@@ -69,7 +69,7 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class Transform:
     """Where a view puts a page of a certain size."""
 
     crop: tuple[int, int, int, int]
@@ -98,14 +98,14 @@ class Placement:
         )
 
 
-def training_view(config: ViewConfig, seed: int, sample: int, v: int) -> View:
+def training_augmentation(config: AugmentationConfig, seed: int, sample: int, v: int) -> Augmentation:
     """View number ``v`` of ``sample``."""
-    key = key_of(seed, sample, v, "view")
-    edge, flip, wide, tall, left, top, noise = uniforms(key, 7).tolist()
+    key = hash_key(seed, sample, v, "view")
+    edge, flip, wide, tall, left, top, noise = random_uniform(key, 7).tolist()
     low, high = config.shortest_edge
     width, height = (config.crop + (1 - config.crop) * share for share in (wide, tall))
     left, top = left * (1 - width), top * (1 - height)
-    return View(
+    return Augmentation(
         shortest_edge=low + int(edge * (high - low + 1)),
         flip=flip < config.flip,
         crop=(left, top, left + width, top + height),
@@ -114,19 +114,19 @@ def training_view(config: ViewConfig, seed: int, sample: int, v: int) -> View:
     )
 
 
-def evaluation_view(config: ViewConfig) -> View:
+def evaluation_augmentation(config: AugmentationConfig) -> Augmentation:
     """The view that evaluation, statistics and unaugmented caches use."""
-    return View(config.shortest_edge[1])
+    return Augmentation(config.shortest_edge[1])
 
 
-def place(width: int, height: int, view: View, canvas: tuple[int, int]) -> Placement:
+def compute_transform(width: int, height: int, view: Augmentation, canvas: tuple[int, int]) -> Transform:
     """Where ``view`` puts a page of ``width`` x ``height`` image px."""
     left, right = _span(view.crop[0], view.crop[2], width)
     top, bottom = _span(view.crop[1], view.crop[3], height)
     kept_width, kept_height = right - left, bottom - top
     # Of the whole page, so that a crop shows regions in the size that they have without it.
     scale = min(view.shortest_edge / min(width, height), canvas[0] / kept_height, canvas[1] / kept_width)
-    return Placement(
+    return Transform(
         crop=(left, top, right, bottom),
         width=max(1, min(canvas[1], round(kept_width * scale))),
         height=max(1, min(canvas[0], round(kept_height * scale))),
@@ -139,13 +139,13 @@ def _span(low: float, high: float, size: int) -> tuple[int, int]:
     return start, max(start + 1, min(size, round(high * size)))
 
 
-def apply_view(image: Image.Image, view: View, canvas: tuple[int, int]) -> NDArray[np.uint8]:
+def render_page(image: Image.Image, view: Augmentation, canvas: tuple[int, int]) -> NDArray[np.uint8]:
     """Lay a view of a page at the top left of a black canvas: uint8 [3, H, W]."""
-    placed = place(*image.size, view, canvas)
-    return lay_out(decode(image, view, placed), placed, view, canvas)
+    placed = compute_transform(*image.size, view, canvas)
+    return render(decode_image(image, view, placed), placed, view, canvas)
 
 
-def decode(image: Image.Image, view: View, placed: Placement) -> Image.Image:
+def decode_image(image: Image.Image, view: Augmentation, placed: Transform) -> Image.Image:
     """Decode an opened image to RGB, at a fraction of its size where that is enough; raises ``DECODING_ERRORS``."""
     if view.whole:
         image.draft("RGB", (placed.width, placed.height))  # what libjpeg can do; a no-op for other formats
@@ -153,29 +153,29 @@ def decode(image: Image.Image, view: View, placed: Placement) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
-def lay_out(page: Image.Image, placed: Placement, view: View, canvas: tuple[int, int]) -> NDArray[np.uint8]:
-    """:func:`apply_view` of a decoded page."""
+def render(page: Image.Image, placed: Transform, view: Augmentation, canvas: tuple[int, int]) -> NDArray[np.uint8]:
+    """:func:`render_page` of a decoded page."""
     size = (placed.width, placed.height)
     # A page that was decoded at a fraction is shown whole.
     resized = page.resize(size, Image.Resampling.BILINEAR, box=None if view.whole else placed.crop)
-    pixels = _scanned(resized, view) if view.noise else np.asarray(resized)
+    pixels = _add_scan_noise(resized, view) if view.noise else np.asarray(resized)
     laid = np.zeros((3, *canvas), dtype=np.uint8)
     laid[:, : size[1], : size[0]] = (pixels[:, ::-1] if view.flip else pixels).transpose(2, 0, 1)
     return laid
 
 
-def _scanned(page: Image.Image, view: View) -> NDArray[np.uint8]:
+def _add_scan_noise(page: Image.Image, view: Augmentation) -> NDArray[np.uint8]:
     """The page as a bad scan shows it: blurred, of less contrast, with grain; uint8 [h, w, 3]."""
-    blur, fade = uniforms(view.noise_key ^ 1, 2) * view.noise
+    blur, fade = random_uniform(view.noise_key ^ 1, 2) * view.noise
     soft = np.asarray(page.filter(ImageFilter.GaussianBlur(float(NOISE_BLUR_PX * blur))), dtype=np.float32)
     height, width = soft.shape[:2]
-    grain = words(view.noise_key ^ 2, -(-height * width // 8)).view(np.int8)[: height * width]
+    grain = random_uint64(view.noise_key ^ 2, -(-height * width // 8)).view(np.int8)[: height * width]
     deviation = grain.reshape(height, width, 1).astype(np.float32) * (NOISE_LEVELS * view.noise / 128)
     faded = (soft - 128) * (1 - NOISE_CONTRAST * fade) + 128 + deviation
     return np.clip(np.rint(faded), 0, 255).astype(np.uint8)
 
 
-def boxes_to_canvas(boxes: NDArray[np.float32], placed: Placement) -> NDArray[np.float32]:
+def boxes_to_canvas(boxes: NDArray[np.float32], placed: Transform) -> NDArray[np.float32]:
     """x, y, width, height in image px [n, 4] -> xyxy in canvas px [n, 4], cut off at the view's edges."""
     scale = np.array(placed.scale, dtype=np.float32)
     limit = np.array([placed.width, placed.height], dtype=np.float32)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from torch.utils.data import Sampler
 
-from pipeline.data.loading.order import CanonicalOrder, SampleRef, part_positions, share
+from pipeline.data.loading.order import CanonicalOrder, SampleRef, micro_batch_positions, split_range
 
 
-class StepBatches(Sampler[list[SampleRef]]):
+class TrainBatches(Sampler[list[SampleRef]]):
     """The samples of each global batch that one rank reads, from step ``start`` up to ``stop``, in ``parts`` each."""
 
     def __init__(
@@ -25,18 +25,18 @@ class StepBatches(Sampler[list[SampleRef]]):
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
         for step in range(self.start, self.stop):
-            for positions in part_positions(step, self.batch, self.rank, self.ranks, self.parts):
+            for positions in micro_batch_positions(step, self.batch, self.rank, self.ranks, self.parts):
                 yield self.order.refs(positions)
 
     def __len__(self) -> int:
         return (self.stop - self.start) * self.parts
 
 
-class FiniteBatches(Sampler[list[SampleRef]]):
+class FinitePassBatches(Sampler[list[SampleRef]]):
     """Every page once, in dataset order, split over ranks; ranks may get unequal numbers of batches, or none."""
 
     def __init__(self, samples: range, batch: int, rank: int, ranks: int) -> None:
-        own = share(len(samples), rank, ranks)
+        own = split_range(len(samples), rank, ranks)
         self.samples = samples[own.start : own.stop]
         self.batch = batch
 

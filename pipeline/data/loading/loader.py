@@ -17,18 +17,18 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from graphkd.batch import PageBatch
 from pipeline.core.errors import DataError
-from pipeline.data.format.dataset import BadSampleError, PackedDataset, Record
+from pipeline.data.format.dataset import BadSampleError, PackedDataset, Sample
 from pipeline.data.loading.augmentation import (
     DECODING_ERRORS,
-    Placement,
-    View,
-    ViewConfig,
+    Augmentation,
+    AugmentationConfig,
+    Transform,
     boxes_to_canvas,
-    decode,
-    evaluation_view,
-    lay_out,
-    place,
-    training_view,
+    compute_transform,
+    decode_image,
+    evaluation_augmentation,
+    render,
+    training_augmentation,
 )
 from pipeline.data.loading.order import SampleRef, sample_seed
 
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PageItem:
+class RenderedPage:
     """One page on its canvas, in numpy, before batches are put together."""
 
     image: np.ndarray
@@ -47,10 +47,10 @@ class PageItem:
     seed: int
     view_number: int
     view: tuple[float, float, float, float]
-    instead_of: int
+    replaced_sample: int
 
 
-class PageItems(Dataset[PageItem]):
+class PageDataset(Dataset[RenderedPage]):
     """Pages by place in the order, each decoded and laid out; regions marked as crowd are no targets.
 
     Args:
@@ -62,20 +62,20 @@ class PageItems(Dataset[PageItem]):
     """
 
     def __init__(
-        self, dataset: PackedDataset, config: ViewConfig, seed: int, views: int, stand_ins: bool = False
+        self, dataset: PackedDataset, config: AugmentationConfig, seed: int, views: int, substitute_bad: bool = False
     ) -> None:
         self.dataset = dataset
         self.config = config
         self.seed = seed
         self.views = views
-        self.stand_ins = stand_ins
+        self.substitute_bad = substitute_bad
 
-    def __getitem__(self, ref: SampleRef) -> PageItem:
+    def __getitem__(self, ref: SampleRef) -> RenderedPage:
         return self.__getitems__([ref])[0]
 
-    def __getitems__(self, refs: list[SampleRef]) -> list[PageItem]:
+    def __getitems__(self, refs: list[SampleRef]) -> list[RenderedPage]:
         """The pages of a batch, whose images are read together (called by torch's DataLoader)."""
-        records = [self.dataset.record(ref.sample) for ref in refs]
+        records = [self.dataset.sample(ref.sample) for ref in refs]
         contents = self.dataset.images(records)
         return [self._page(ref, record, content) for ref, record, content in zip(refs, records, contents, strict=True)]
 
@@ -85,38 +85,38 @@ class PageItems(Dataset[PageItem]):
             return 0
         return ref.epoch % self.views if self.views else ref.epoch
 
-    def _page(self, ref: SampleRef, record: Record, content: bytes) -> PageItem:
+    def _page(self, ref: SampleRef, record: Sample, content: bytes) -> RenderedPage:
         try:
-            return self._laid_out(ref, record, content)
+            return self._render(ref, record, content)
         except BadSampleError as error:
-            if not self.stand_ins:
+            if not self.substitute_bad:
                 raise
             logger.warning("another page stands in: %s", error)
-        return replace(self._stand_in(ref), instead_of=ref.sample)
+        return replace(self._substitute(ref), replaced_sample=ref.sample)
 
-    def _stand_in(self, ref: SampleRef) -> PageItem:
+    def _substitute(self, ref: SampleRef) -> RenderedPage:
         """The next page that can be used: the same under any topology, and no rank is left without a page."""
         others = len(self.dataset)
         for step in range(1, others):
             other = SampleRef(ref.epoch, (ref.sample + step) % others)
-            record = self.dataset.record(other.sample)
+            record = self.dataset.sample(other.sample)
             try:
-                return self._laid_out(other, record, self.dataset.images([record])[0])
+                return self._render(other, record, self.dataset.images([record])[0])
             except BadSampleError:
                 continue
         raise DataError(f"no page of {self.dataset.location} can be read; look at it with `graphkd data verify`")
 
-    def _laid_out(self, ref: SampleRef, record: Record, content: bytes) -> PageItem:
+    def _render(self, ref: SampleRef, record: Sample, content: bytes) -> RenderedPage:
         number = self.view_number(ref)
-        view = evaluation_view(self.config)
+        view = evaluation_augmentation(self.config)
         if self.views >= 0:
-            view = training_view(self.config, self.seed, ref.sample, number)
-        placed = place(*record.size, view, self.config.canvas)
+            view = training_augmentation(self.config, self.seed, ref.sample, number)
+        placed = compute_transform(*record.size, view, self.config.canvas)
         boxes = boxes_to_canvas(record.boxes, placed)
         # Regions of a fraction of a pixel on the canvas have no gradient worth having and break box encoding.
         kept = ~record.crowd & ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(axis=1)
-        return PageItem(
-            image=lay_out(self._decoded(record, content, view, placed), placed, view, self.config.canvas),
+        return RenderedPage(
+            image=render(self._decoded(record, content, view, placed), placed, view, self.config.canvas),
             size=(placed.height, placed.width),
             boxes=boxes[kept],
             classes=record.classes[kept],
@@ -124,21 +124,23 @@ class PageItems(Dataset[PageItem]):
             seed=sample_seed(self.seed, ref.epoch, ref.sample),
             view_number=number,
             view=placed.affine,
-            instead_of=-1,
+            replaced_sample=-1,
         )
 
-    def _decoded(self, record: Record, content: bytes, view: View, placed: Placement) -> Image.Image:
+    def _decoded(self, record: Sample, content: bytes, view: Augmentation, placed: Transform) -> Image.Image:
         image = self.dataset.open_image(content, record)
         if image.size != record.size:
             stated = f"{record.size[0]} x {record.size[1]} px"
-            raise self.dataset.bad_sample(record, f"it is {image.size[0]} x {image.size[1]} px, its json says {stated}")
+            raise self.dataset.bad_sample_error(
+                record, f"it is {image.size[0]} x {image.size[1]} px, its json says {stated}"
+            )
         try:
-            return decode(image, view, placed)
+            return decode_image(image, view, placed)
         except DECODING_ERRORS as error:
-            raise self.dataset.bad_sample(record, error) from error
+            raise self.dataset.bad_sample_error(record, error) from error
 
 
-def collate(items: list[PageItem]) -> PageBatch:
+def collate(items: list[RenderedPage]) -> PageBatch:
     """Put pages together into a handful of tensors."""
     return PageBatch(
         images=default_collate([torch.from_numpy(item.image) for item in items]),  # in a worker, into shared memory
@@ -150,13 +152,13 @@ def collate(items: list[PageItem]) -> PageBatch:
         seeds=torch.tensor([item.seed for item in items]),
         view_numbers=torch.tensor([item.view_number for item in items]),
         views=torch.tensor([item.view for item in items], dtype=torch.float32),
-        instead_of=torch.tensor([item.instead_of for item in items]),
+        replaced_sample=torch.tensor([item.replaced_sample for item in items]),
     )
 
 
 def page_loader(
-    items: PageItems, batches: Iterable[list[SampleRef]], workers: int, pin: bool = False
-) -> DataLoader[PageItem]:
+    items: PageDataset, batches: Iterable[list[SampleRef]], workers: int, pin: bool = False
+) -> DataLoader[RenderedPage]:
     """A loader of PageBatch whose order does not depend on ``workers`` (0: in this process)."""
     return DataLoader(
         items,
@@ -166,12 +168,12 @@ def page_loader(
         pin_memory=pin,
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
-        multiprocessing_context=_clean_processes() if workers else None,
-        worker_init_fn=_begin_worker if workers else None,
+        multiprocessing_context=_forkserver_context() if workers else None,
+        worker_init_fn=_init_worker if workers else None,
     )
 
 
-def _clean_processes() -> BaseContext:
+def _forkserver_context() -> BaseContext:
     """Where workers come from: a process that has imported all they need, but runs no threads.
 
     Forking this one, which may run torch's threads or Ray's, can deadlock; starting each anew takes seconds.
@@ -181,28 +183,28 @@ def _clean_processes() -> BaseContext:
     return context
 
 
-def _begin_worker(_worker: int) -> None:
+def _init_worker(_worker: int) -> None:
     """Read on one thread, and end when the process that asked for this one does, however that ends.
 
     torch looks at the parent for that, which here is the server that workers are forked from; and the server lives as
     long as one of its workers.
     """
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_owner, daemon=True).start()
+    threading.Thread(target=_exit_with_owner, daemon=True).start()
 
 
-def _end_with_owner() -> None:
+def _exit_with_owner() -> None:
     owner = parent_process()  # who asked, not the server
     assert owner is not None
     owner.join()
     os._exit(1)
 
 
-def within_budget(batches: Iterable[PageBatch], tolerated: int) -> Iterator[PageBatch]:
+def limit_bad_samples(batches: Iterable[PageBatch], tolerated: int) -> Iterator[PageBatch]:
     """Pass batches on until more than ``tolerated`` different pages could not be used; then raise DataError."""
     bad: set[int] = set()
     for batch in batches:
-        bad.update(sample for sample in batch.instead_of.tolist() if sample >= 0)
+        bad.update(sample for sample in batch.replaced_sample.tolist() if sample >= 0)
         if len(bad) > tolerated:
             raise DataError(
                 f"{len(bad)} pages could not be read, such as sample {min(bad)}, but data.bad_samples is {tolerated}; "

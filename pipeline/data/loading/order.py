@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from graphkd.errors import ConfigError
-from pipeline.data.loading.rng import Indices, Words, key_of, mix, permutation, permuted
+from pipeline.data.loading.rng import Int64Array, UInt64Array, feistel_permute, hash_key, random_permutation, splitmix64
 
 ORDER_VERSION = 2
 MIN_LANES = 64
@@ -36,13 +36,13 @@ class SampleRef:
 class _Epoch:
     """The layout of one epoch; ``places`` are offsets of its line of shuffled shards."""
 
-    shards: Indices
+    shards: Int64Array
     """[S]: which shard comes when."""
-    shard_ends: Indices
+    shard_ends: Int64Array
     """[S]: place behind each of them."""
-    lane_starts: Indices
+    lane_starts: Int64Array
     """[L]: first place of lane c, read by batch places congruent to c."""
-    lane_sizes: Indices
+    lane_sizes: Int64Array
     """[L]."""
 
 
@@ -72,11 +72,11 @@ class CanonicalOrder:
             epoch = positions.start // self.samples
             own = positions[: (epoch + 1) * self.samples - positions.start]
             offsets = np.arange(own.start, own.stop, dtype=np.int64) - epoch * self.samples
-            refs += [SampleRef(epoch, sample) for sample in self.samples_of(epoch, offsets).tolist()]
+            refs += [SampleRef(epoch, sample) for sample in self.group_samples(epoch, offsets).tolist()]
             positions = positions[len(own) :]
         return refs
 
-    def samples_of(self, epoch: int, offsets: Indices) -> Indices:
+    def group_samples(self, epoch: int, offsets: Int64Array) -> Int64Array:
         """Sample numbers at ``offsets`` (0 to samples - 1, in any order) of ``epoch``: int64 [n] -> int64 [n]."""
         layout = self._epoch(epoch)
         lane = offsets % self.lanes
@@ -89,17 +89,17 @@ class CanonicalOrder:
         block_low, block_high = _block(place - shard_start, shard_size)
         block_low = np.maximum(block_low + shard_start, low)
         block_high = np.minimum(block_high + shard_start, low + size)
-        place = block_low + permuted(place - block_low, block_high - block_low, self._keys(epoch, block_low))
-        samples: Indices = self.starts[shard] + place - shard_start
+        place = block_low + feistel_permute(place - block_low, block_high - block_low, self._keys(epoch, block_low))
+        samples: Int64Array = self.starts[shard] + place - shard_start
         return samples
 
-    def _keys(self, epoch: int, places: Indices) -> Words:
-        return mix(places.astype(np.uint64) + np.uint64(key_of(self.seed, epoch, "block", ORDER_VERSION)))
+    def _keys(self, epoch: int, places: Int64Array) -> UInt64Array:
+        return splitmix64(places.astype(np.uint64) + np.uint64(hash_key(self.seed, epoch, "block", ORDER_VERSION)))
 
     def _lay_out(self, epoch: int) -> _Epoch:
-        shards = permutation(key_of(self.seed, epoch, "shards", ORDER_VERSION), len(self.shard_sizes))
+        shards = random_permutation(hash_key(self.seed, epoch, "shards", ORDER_VERSION), len(self.shard_sizes))
         # Lanes are shuffled along the line: those of one batch should not lie side by side in the same shard.
-        along = permutation(key_of(self.seed, epoch, "lanes", ORDER_VERSION), self.lanes)
+        along = random_permutation(hash_key(self.seed, epoch, "lanes", ORDER_VERSION), self.lanes)
         sizes = self.samples // self.lanes + (np.arange(self.lanes) < self.samples % self.lanes)
         starts = np.empty(self.lanes, dtype=np.int64)
         starts[along] = np.cumsum(sizes[along]) - sizes[along]
@@ -111,7 +111,7 @@ class CanonicalOrder:
         )
 
 
-def _block(row: Indices, shard_size: Indices) -> tuple[Indices, Indices]:
+def _block(row: Int64Array, shard_size: Int64Array) -> tuple[Int64Array, Int64Array]:
     """First row and row behind the last of the block that ``row`` lies in; blocks of a shard are nearly equal."""
     blocks = -(-shard_size // BLOCK)
     number = ((row + 1) * blocks - 1) // shard_size
@@ -120,27 +120,27 @@ def _block(row: Indices, shard_size: Indices) -> tuple[Indices, Indices]:
 
 def sample_seed(seed: int, epoch: int, sample: int) -> int:
     """The key of everything random about one sample in one epoch, 0 to 2^62 - 1."""
-    return key_of(seed, epoch, sample, 1) >> 2
+    return hash_key(seed, epoch, sample, 1) >> 2
 
 
-def share(total: int, part: int, parts: int) -> range:
+def split_range(total: int, part: int, parts: int) -> range:
     """The ``part``-th of ``parts`` nearly equal consecutive pieces of range(total)."""
     return range(total * part // parts, total * (part + 1) // parts)
 
 
 def batch_positions(step: int, batch: int, rank: int, ranks: int) -> range:
     """Positions of the order that ``rank`` of ``ranks`` reads in global batch ``step`` of ``batch`` samples."""
-    own = share(batch, rank, ranks)
+    own = split_range(batch, rank, ranks)
     return range(step * batch + own.start, step * batch + own.stop)
 
 
-def part_positions(step: int, batch: int, rank: int, ranks: int, parts: int) -> list[range]:
+def micro_batch_positions(step: int, batch: int, rank: int, ranks: int, parts: int) -> list[range]:
     """:func:`batch_positions` cut into ``parts`` that are computed one after the other."""
     own = batch_positions(step, batch, rank, ranks)
-    return [own[part.start : part.stop] for part in (share(len(own), number, parts) for number in range(parts))]
+    return [own[part.start : part.stop] for part in (split_range(len(own), number, parts) for number in range(parts))]
 
 
-def require_pages_for_all(batch: int, ranks: int, parts: int = 1) -> None:
+def check_batch_size(batch: int, ranks: int, parts: int = 1) -> None:
     """Raise ConfigError where a global batch would leave one of ``ranks`` ranks, or of its parts, without a page."""
     needed = ranks * parts
     if batch < needed:

@@ -10,42 +10,42 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-Words = NDArray[np.uint64]
-Indices = NDArray[np.int64]
+UInt64Array = NDArray[np.uint64]
+Int64Array = NDArray[np.int64]
 
 FEISTEL_ROUNDS = 4
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def key_of(*parts: int | str) -> int:
+def hash_key(*parts: int | str) -> int:
     """A 64-bit key that stands for ``parts``."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
 
 
-def mix(values: Words) -> Words:
+def splitmix64(values: UInt64Array) -> UInt64Array:
     """The finaliser of SplitMix64 (Steele et al., 2014), uint64 [n]: every input bit reaches every output bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
-def words(key: int, count: int) -> Words:
+def random_uint64(key: int, count: int) -> UInt64Array:
     """The first ``count`` outputs of SplitMix64 started at ``key``: uint64 [count]."""
     steps = np.arange(1, count + 1, dtype=np.uint64)
-    return mix(np.uint64(key) + steps * GOLDEN)
+    return splitmix64(np.uint64(key) + steps * GOLDEN)
 
 
-def uniforms(key: int, count: int) -> NDArray[np.float64]:
+def random_uniform(key: int, count: int) -> NDArray[np.float64]:
     """``count`` numbers of [0, 1), float64 [count]."""
-    return (words(key, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (random_uint64(key, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def permutation(key: int, size: int) -> Indices:
+def random_permutation(key: int, size: int) -> Int64Array:
     """A permutation of range(size), int64 [size]; for sizes worth a table, such as shards."""
-    return np.argsort(words(key, size), kind="stable").astype(np.int64)
+    return np.argsort(random_uint64(key, size), kind="stable").astype(np.int64)
 
 
-def permuted(index: Indices, size: Indices, key: Words) -> Indices:
+def feistel_permute(index: Int64Array, size: Int64Array, key: UInt64Array) -> Int64Array:
     """Where keyed bijections of range(size) send ``index``, each element with its own size and key; int64 [n].
 
     A Feistel network over the next power of 4 with cycle walking (Black and Rogaway, CT-RSA 2002), so that no table is
@@ -62,9 +62,9 @@ def permuted(index: Indices, size: Indices, key: Words) -> Indices:
     return result.astype(np.int64)
 
 
-def _feistel(values: Words, half: Words, key: Words) -> Words:
+def _feistel(values: UInt64Array, half: UInt64Array, key: UInt64Array) -> UInt64Array:
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
     for turn in range(FEISTEL_ROUNDS):
-        left, right = right, left ^ (mix(right * GOLDEN + key + np.uint64(turn)) & mask)
+        left, right = right, left ^ (splitmix64(right * GOLDEN + key + np.uint64(turn)) & mask)
     return left << half | right

@@ -29,7 +29,7 @@ class DataState(BaseModel):
     position: int = Field(ge=0)
     """Samples of the endless order that were trained on."""
 
-    def require_same_order(self, other: DataState, source: str) -> None:
+    def check_same_order(self, other: DataState, source: str) -> None:
         """Raise CheckpointError where ``other`` continues another order, naming what differs; ``source`` holds self."""
         changed = [name for name in NAMES if getattr(self, name) != getattr(other, name)]
         if changed:
@@ -42,7 +42,7 @@ class DataState(BaseModel):
             )
 
 
-def read_state(content: Any, step: int, source: str) -> DataState:
+def load_data_state(content: Any, step: int, source: str) -> DataState:
     """Check a stored state, upgrading older versions; ``step`` is the optimizer step it was stored at.
 
     Raises CheckpointError where it is malformed or of a newer version.

@@ -14,14 +14,14 @@ from PIL import Image
 from pipeline.core.errors import DataError
 from pipeline.core.files import sha256_file
 from pipeline.data.format.index import (
-    Parts,
+    SampleFiles,
     ShardIndex,
-    content_of,
-    digest_of,
-    image_of,
+    find_image,
+    group_samples,
     parse_index,
     parse_sample,
-    samples_of,
+    read_member,
+    sample_digest,
 )
 from pipeline.data.format.schema import SampleJson, Shard, index_path
 from pipeline.data.loading.augmentation import DECODING_ERRORS
@@ -44,7 +44,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class ShardReport:
     """What one shard showed."""
 
     shard: Shard
@@ -57,7 +57,7 @@ class Findings:
 
 
 @dataclass(frozen=True, slots=True)
-class ShardToInspect:
+class ShardCheck:
     """A shard, and what its samples may be."""
 
     folder: Path
@@ -65,12 +65,12 @@ class ShardToInspect:
     categories: frozenset[int]
 
 
-def inspect_shard(task: ShardToInspect) -> Findings:
+def check_shard(task: ShardCheck) -> ShardReport:
     """Read one tar and its index from end to end."""
     path, shard = task.folder / task.shard.name, task.shard
     problems: list[Problem] = []
     if not path.is_file():
-        return Findings(shard, [Problem(shard.name, None, "is missing")], False, [], {})
+        return ShardReport(shard, [Problem(shard.name, None, "is missing")], False, [], {})
     size, digest = path.stat().st_size, sha256_file(path)
     if size != shard.bytes:
         problems.append(Problem(shard.name, None, f"has {size} bytes, but dataset.json says {shard.bytes}"))
@@ -84,16 +84,16 @@ def inspect_shard(task: ShardToInspect) -> Findings:
     seen: dict[str, SampleJson | None] = {}
     try:
         with tarfile.open(path, "r:") as tar:
-            for key, parts in samples_of(tar).items():
+            for key, parts in group_samples(tar).items():
                 if key not in shard.excluded:
                     faults, seen[key] = _inspect_sample(tar, parts, expected.get(key), task.categories)
                     problems += [Problem(shard.name, key, text) for text in faults]
     except (tarfile.TarError, EOFError, OSError) as error:
         problems.append(Problem(shard.name, None, f"is no readable tar ({error}), after {len(seen)} samples"))
-        return Findings(shard, problems, False, list(seen), {})
+        return ShardReport(shard, problems, False, list(seen), {})
     problems += [Problem(shard.name, key, "is in the index, but not in the tar") for key in expected if key not in seen]
     image_ids = {key: sample.image_id for key, sample in seen.items() if sample is not None}
-    return Findings(shard, problems, True, list(seen), image_ids)
+    return ShardReport(shard, problems, True, list(seen), image_ids)
 
 
 def _index(path: Path, shard: Shard) -> tuple[ShardIndex | None, list[str]]:
@@ -110,18 +110,18 @@ def _index(path: Path, shard: Shard) -> tuple[ShardIndex | None, list[str]]:
 
 
 def _inspect_sample(
-    tar: tarfile.TarFile, parts: Parts, expected: bytes | None, categories: frozenset[int]
+    tar: tarfile.TarFile, parts: SampleFiles, expected: bytes | None, categories: frozenset[int]
 ) -> tuple[list[str], SampleJson | None]:
     """What is wrong with one sample, and its json where that can be read."""
     doubled = [extension for extension, members in parts.items() if len(members) > 1]
     if doubled:
         return [f"its key stands {len(parts[doubled[0]])} times"], None
-    found = image_of(parts)
+    found = find_image(parts)
     if found is None or "json" not in parts:
         return [f"has {sorted(parts)}, but needs an image and a json"], None
-    image, annotation = content_of(tar, found[1]), content_of(tar, parts["json"][0])
+    image, annotation = read_member(tar, found[1]), read_member(tar, parts["json"][0])
     faults = []
-    if expected is not None and digest_of(image, annotation) != expected:
+    if expected is not None and sample_digest(image, annotation) != expected:
         faults.append("its bytes are not those that were indexed")
     try:
         sample = parse_sample(annotation)

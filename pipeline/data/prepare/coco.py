@@ -90,7 +90,7 @@ def load_coco(path: Path) -> CocoFile:
         ) from error
 
 
-def pages(coco: CocoFile, source: Path, *, repair: bool = False) -> tuple[list[Page], int]:
+def group_pages(coco: CocoFile, source: Path, *, repair: bool = False) -> tuple[list[Page], int]:
     """Group regions by page, in file-name order, and give how many regions were mended.
 
     With ``repair``, boxes are clipped to their page and those without area dropped; otherwise any such box is an error.
@@ -101,19 +101,19 @@ def pages(coco: CocoFile, source: Path, *, repair: bool = False) -> tuple[list[P
     problems = _id_problems(coco)
     sizes = {image.id: (image.width, image.height) for image in coco.images}
     by_image: dict[int, list[Annotation]] = defaultdict(list)
-    mended = 0
+    repaired = 0
     for annotation in coco.annotations:
         if annotation.image_id not in sizes:
             continue
-        kept, problem = _checked(annotation, *sizes[annotation.image_id])
-        mended += problem is not None
+        kept, problem = _clip(annotation, *sizes[annotation.image_id])
+        repaired += problem is not None
         if problem is not None and not repair:
             problems.append(problem)
         if kept is not None:
             by_image[annotation.image_id].append(kept)
     _raise_problems(problems, source)
     images = sorted(coco.images, key=lambda image: (image.file_name, image.id))
-    return [Page(image=image, annotations=by_image[image.id]) for image in images], mended
+    return [Page(image=image, annotations=by_image[image.id]) for image in images], repaired
 
 
 def _id_problems(coco: CocoFile) -> list[str]:
@@ -137,7 +137,7 @@ def _id_problems(coco: CocoFile) -> list[str]:
     return problems
 
 
-def _checked(annotation: Annotation, width: int, height: int) -> tuple[Annotation | None, str | None]:
+def _clip(annotation: Annotation, width: int, height: int) -> tuple[Annotation | None, str | None]:
     x, y, w, h = annotation.bbox
     left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
     if not (right > left and bottom > top):  # also true for NaN

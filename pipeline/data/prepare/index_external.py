@@ -11,12 +11,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.core.errors import DataError
 from pipeline.core.files import write_json
-from pipeline.core.parallel import each
+from pipeline.core.parallel import map_unordered
 from pipeline.data.format.index import build_index
 from pipeline.data.format.schema import DATASET_FILE, FORMAT_VERSION, DatasetJson, Shard, read_dataset_json
 from pipeline.data.prepare.coco import Category
 from pipeline.data.prepare.pack import dataset_categories
-from pipeline.data.prepare.shard_writer import describe_shard
+from pipeline.data.prepare.shard_writer import shard_entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def index_dataset(
     if not tasks:
         raise DataError(f"{folder} holds no .tar; give the folder of the tars")
     shards: list[Shard] = []
-    for shard in each(_index, tasks, workers, on_ray):
+    for shard in map_unordered(_index, tasks, workers, on_ray):
         shards.append(shard)
         if progress is not None:
             progress(len(shards), len(tasks))
@@ -72,7 +72,7 @@ def _index(task: _Task) -> Shard:
     samples = len(build_index(task.path, task.excluded))
     if not samples:
         raise DataError(f"{task.path} holds no samples; take it out of the folder")
-    return describe_shard(task.path, samples, task.excluded)
+    return shard_entry(task.path, samples, task.excluded)
 
 
 def _read_categories(folder: Path, path: Path | None) -> list[Category]:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.core.errors import DataError, OutputError
-from pipeline.core.files import claim_folder, fingerprint, locked, sha256_file, sync_folder, write_json
-from pipeline.core.parallel import each
+from pipeline.core.files import ensure_owned_dir, fingerprint, locked, sha256_file, sync_folder, write_json
+from pipeline.core.parallel import map_unordered
 from pipeline.data.format.schema import (
     DATASET_FILE,
     FORMAT_VERSION,
@@ -20,8 +20,8 @@ from pipeline.data.format.schema import (
     index_path,
     read_dataset_json,
 )
-from pipeline.data.prepare.coco import Category, Page, load_coco, pages
-from pipeline.data.prepare.shard_writer import ShardTask, pack_shard
+from pipeline.data.prepare.coco import Category, Page, group_pages, load_coco
+from pipeline.data.prepare.shard_writer import ShardTask, write_shard
 
 BUILDING, PLAN, LOCK = ".building", "plan.json", ".packing.lock"
 
@@ -69,7 +69,7 @@ def pack(
         OutputError: where ``out`` holds something else, cannot be written, or is being packed by another process.
     """
     coco = load_coco(annotations)
-    all_pages, _ = pages(coco, annotations, repair=repair)
+    all_pages, _ = group_pages(coco, annotations, repair=repair)
     if not all_pages:
         raise DataError(f"{annotations} names no images; give a COCO file with pages")
     categories = dataset_categories(coco.categories, text)
@@ -77,22 +77,22 @@ def pack(
         [sha256_file(annotations), samples_per_shard, repair, [category.model_dump() for category in categories]]
     )
     building = out / BUILDING
-    if not _goes_on(building, source):
-        claim_folder(out, DATASET_FILE, "dataset")
+    if not _is_resumable(building, source):
+        ensure_owned_dir(out, DATASET_FILE, "dataset")
     if (out / DATASET_FILE).exists():
         return _already_packed(out, source)
     _check_images(all_pages, images)
     try:
-        with _alone_in(out):
+        with _pack_lock(out):
             tasks = _tasks(all_pages, images, building, source, samples_per_shard)
-            return _write(tasks, out, categories, source, each(pack_shard, tasks, workers, on_ray), progress)
+            return _write(tasks, out, categories, source, map_unordered(write_shard, tasks, workers, on_ray), progress)
     except DataError:
         shutil.rmtree(building, ignore_errors=True)
         raise
 
 
 @contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
+def _pack_lock(out: Path) -> Iterator[None]:
     with locked(out / LOCK, wait=False) as alone:
         if not alone:
             raise OutputError(f"{out} is being packed by another process; wait for it, or give another --out")
@@ -135,7 +135,7 @@ def _check_images(all_pages: list[Page], images: Path) -> None:
         )
 
 
-def _goes_on(building: Path, source: str) -> bool:
+def _is_resumable(building: Path, source: str) -> bool:
     """Whether ``building`` holds an unfinished packing of the same source."""
     try:
         return bool(json.loads((building / PLAN).read_text())["source"] == source)
@@ -144,7 +144,7 @@ def _goes_on(building: Path, source: str) -> bool:
 
 
 def _tasks(all_pages: list[Page], images: Path, building: Path, source: str, samples_per_shard: int) -> list[ShardTask]:
-    if not _goes_on(building, source):
+    if not _is_resumable(building, source):
         shutil.rmtree(building, ignore_errors=True)
         write_json(building / PLAN, {"source": source})
     return [

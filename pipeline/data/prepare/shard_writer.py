@@ -11,7 +11,7 @@ from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
 from pipeline.core.errors import DataError
-from pipeline.core.files import replaced, sha256_file, write_json
+from pipeline.core.files import atomic_path, sha256_file, write_json
 from pipeline.data.format.index import build_index
 from pipeline.data.format.schema import Shard
 from pipeline.data.prepare.coco import Page
@@ -33,24 +33,24 @@ class ShardTask:
         return self.path.with_suffix(".json")
 
 
-def pack_shard(task: ShardTask) -> Shard:
+def write_shard(task: ShardTask) -> Shard:
     """Write one tar, its index and its record, unless that was done before."""
     if task.record.exists():
         return Shard.model_validate_json(task.record.read_text())
     with (
-        replaced(task.path) as temporary,
+        atomic_path(task.path) as temporary,
         temporary.open("wb") as stream,
         wds.TarWriter(stream, mtime=0, user="graphkd", group="graphkd") as writer,
     ):
         for number, page in enumerate(task.pages, start=task.first):
             writer.write(_sample(f"{number:09d}", page, task.images))
     build_index(task.path)
-    shard = describe_shard(task.path, len(task.pages))
+    shard = shard_entry(task.path, len(task.pages))
     write_json(task.record, shard.model_dump())
     return shard
 
 
-def describe_shard(path: Path, samples: int, excluded: tuple[str, ...] = ()) -> Shard:
+def shard_entry(path: Path, samples: int, excluded: tuple[str, ...] = ()) -> Shard:
     """The entry of a tar in ``dataset.json``."""
     return Shard(
         name=path.name, samples=samples, bytes=path.stat().st_size, sha256=sha256_file(path), excluded=excluded

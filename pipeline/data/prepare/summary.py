@@ -9,12 +9,12 @@ from typing import Any
 from pipeline.data.format.dataset import PackedDataset
 
 
-def describe(location: str | Path) -> dict[str, Any]:
+def summarize(location: str | Path) -> dict[str, Any]:
     """Pages, regions, shards, bytes, identity, and regions per class; reads only the indexes."""
     dataset = PackedDataset(location)
     regions: Counter[int] = Counter()
     for sample in range(len(dataset)):
-        regions.update(dataset.record(sample).classes.tolist())
+        regions.update(dataset.sample(sample).classes.tolist())
     categories = dataset.description.categories
     return {
         "pages": len(dataset),

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pipeline.core.errors import DataError
 from pipeline.core.files import write_json
-from pipeline.core.parallel import each
+from pipeline.core.parallel import map_unordered
 from pipeline.data.format.index import build_index
 from pipeline.data.format.schema import DATASET_FILE, DatasetJson, read_dataset_json
-from pipeline.data.prepare.check_shard import Findings, Problem, ShardToInspect, inspect_shard
-from pipeline.data.prepare.shard_writer import describe_shard
+from pipeline.data.prepare.check_shard import Problem, ShardCheck, ShardReport, check_shard
+from pipeline.data.prepare.shard_writer import shard_entry
 
 
 def verify(
@@ -41,51 +41,51 @@ def verify(
     """
     dataset = read_dataset_json(folder)
     categories = frozenset(category.id for category in dataset.categories)
-    tasks = [ShardToInspect(folder, shard, categories) for shard in dataset.shards]
-    found: dict[str, Findings] = {}
-    for findings in each(inspect_shard, tasks, workers, on_ray):
-        found[findings.shard.name] = findings
+    tasks = [ShardCheck(folder, shard, categories) for shard in dataset.shards]
+    found: dict[str, ShardReport] = {}
+    for report in map_unordered(check_shard, tasks, workers, on_ray):
+        found[report.shard.name] = report
         if progress is not None:
             progress(len(found), len(tasks))
     ordered = [found[shard.name] for shard in dataset.shards]
-    problems = [problem for findings in ordered for problem in findings.problems] + list(_doubled(ordered))
+    problems = [problem for report in ordered for problem in report.problems] + list(_doubled(ordered))
     if exclude and problems:
         _exclude(folder, dataset, ordered, problems)
     return problems
 
 
-def _doubled(found: Sequence[Findings]) -> Iterator[Problem]:
+def _doubled(found: Sequence[ShardReport]) -> Iterator[Problem]:
     """Keys and image ids that more than one shard, or sample, has; the first that has one may keep it."""
     seen: dict[tuple[str, str | int], str] = {}
-    for findings in found:
+    for report in found:
         counted = Counter[tuple[str, str | int]]()
-        for key in findings.keys:
+        for key in report.keys:
             names: list[tuple[str, str | int]] = [("key", key)]
-            if key in findings.image_ids:
-                names.append(("image id", findings.image_ids[key]))
+            if key in report.image_ids:
+                names.append(("image id", report.image_ids[key]))
             for name in names:
                 counted[name] += 1
                 if name in seen or counted[name] > 1:
-                    where = seen.get(name, findings.shard.name)
-                    yield Problem(findings.shard.name, key, f"its {name[0]} {name[1]} stands in {where} already")
-        seen = {**dict.fromkeys(counted, findings.shard.name), **seen}
+                    where = seen.get(name, report.shard.name)
+                    yield Problem(report.shard.name, key, f"its {name[0]} {name[1]} stands in {where} already")
+        seen = {**dict.fromkeys(counted, report.shard.name), **seen}
 
 
-def _exclude(folder: Path, dataset: DatasetJson, found: Sequence[Findings], problems: Sequence[Problem]) -> None:
+def _exclude(folder: Path, dataset: DatasetJson, found: Sequence[ShardReport], problems: Sequence[Problem]) -> None:
     bad: dict[str, set[str]] = {}
     for problem in problems:
         if problem.key is not None:
             bad.setdefault(problem.shard, set()).add(problem.key)
     kept = []
-    for findings in found:
-        name = findings.shard.name
-        if not findings.readable:
+    for report in found:
+        name = report.shard.name
+        if not report.readable:
             continue
-        excluded = tuple(sorted({*findings.shard.excluded, *bad.get(name, ())}))
-        samples = len(set(findings.keys) - set(excluded))
+        excluded = tuple(sorted({*report.shard.excluded, *bad.get(name, ())}))
+        samples = len(set(report.keys) - set(excluded))
         if samples:
             build_index(folder / name, excluded)
-            kept.append(describe_shard(folder / name, samples, excluded))
+            kept.append(shard_entry(folder / name, samples, excluded))
     if not kept:
         raise DataError(f"{folder} holds no sample that can be used; pack it again")
     # With the source gone, packing again would no longer take this for what it makes.

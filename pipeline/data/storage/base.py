@@ -33,7 +33,7 @@ class StorageConfig(BaseModel):
     """Seconds without an answer after which a read counts as failed."""
 
 
-class Range(NamedTuple):
+class ByteRange(NamedTuple):
     """Some bytes of one file of a dataset."""
 
     name: str
@@ -41,7 +41,7 @@ class Range(NamedTuple):
     size: int
 
 
-class FileFacts(NamedTuple):
+class FileInfo(NamedTuple):
     """What a file must be."""
 
     bytes: int
@@ -59,11 +59,11 @@ class Store(Protocol):
         """A whole file; raises DataError where it is missing or cannot be had."""
         ...
 
-    def ranges(self, wanted: Sequence[Range]) -> list[bytes]:
+    def read_ranges(self, wanted: Sequence[ByteRange]) -> list[bytes]:
         """Parts of files, in order, each of the size asked for; raises DataError naming one that cannot be had."""
         ...
 
-    def expect(self, files: Mapping[str, FileFacts]) -> None:
+    def register(self, files: Mapping[str, FileInfo]) -> None:
         """Say of which files ranges will be read, so that copies of them may be kept."""
         ...
 
@@ -76,7 +76,7 @@ def is_transient(error: BaseException) -> bool:
     return not (isinstance(status, int) and 400 <= status < 500 and status not in (408, 429))
 
 
-def unreadable(where: str, error: BaseException, attempts: int = 1) -> DataError:
+def read_error(where: str, error: BaseException, attempts: int = 1) -> DataError:
     """The error of a file that cannot be had, in one line, with how often it was tried."""
     missing = isinstance(error, FileNotFoundError) or getattr(error, "errno", None) == errno.ENOENT
     reason = "does not exist" if missing else f"cannot be read ({_first_line(error)})"

@@ -13,9 +13,9 @@ from typing import Any
 from cachetools import LRUCache, cachedmethod
 
 from pipeline.core.errors import DataError
-from pipeline.data.storage.base import FileFacts, Range, unreadable
+from pipeline.data.storage.base import ByteRange, FileInfo, read_error
 
-OPEN_FILES = 256  # per process; a rank reads 64 or so shards side by side
+MAX_OPEN_FILES = 256  # per process; a rank reads 64 or so shards side by side
 
 
 class LocalStore:
@@ -24,7 +24,7 @@ class LocalStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.location = str(folder)
-        self._files: LRUCache[Any, FileIO] = LRUCache(OPEN_FILES)
+        self._files: LRUCache[Any, FileIO] = LRUCache(MAX_OPEN_FILES)
         self._guard = Lock()
 
     def read(self, name: str) -> bytes:
@@ -32,21 +32,21 @@ class LocalStore:
         try:
             return (self.folder / name).read_bytes()
         except OSError as error:
-            raise unreadable(f"{self.folder / name}", error) from error
+            raise read_error(f"{self.folder / name}", error) from error
 
-    def ranges(self, wanted: Sequence[Range]) -> list[bytes]:
+    def read_ranges(self, wanted: Sequence[ByteRange]) -> list[bytes]:
         """Parts of files, by ``pread``."""
         return [self._range(part) for part in wanted]
 
-    def expect(self, files: Mapping[str, FileFacts]) -> None:
+    def register(self, files: Mapping[str, FileInfo]) -> None:
         """Nothing to prepare."""
 
-    def _range(self, part: Range) -> bytes:
+    def _range(self, part: ByteRange) -> bytes:
         try:
             file = self._file(part.name)  # held, so that another thread that makes room does not close it
             content = os.pread(file.fileno(), part.size, part.start)
         except OSError as error:
-            raise unreadable(f"{self.folder / part.name}", error) from error
+            raise read_error(f"{self.folder / part.name}", error) from error
         if len(content) != part.size:
             raise DataError(
                 f"{self.folder / part.name} ends before byte {part.start + part.size}; it was cut short or replaced: "

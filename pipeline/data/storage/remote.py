@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from graphkd.errors import ConfigError
-from pipeline.data.storage.base import CHUNK_BYTES, FileFacts, Range, StorageConfig, is_transient, unreadable
+from pipeline.data.storage.base import CHUNK_BYTES, ByteRange, FileInfo, StorageConfig, is_transient, read_error
 
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
@@ -31,11 +31,11 @@ class RemoteStore:
         """A whole file."""
         return self._retried(lambda: self._fs().cat_file(self._url(name)), lambda: name)
 
-    def ranges(self, wanted: Sequence[Range]) -> list[bytes]:
+    def read_ranges(self, wanted: Sequence[ByteRange]) -> list[bytes]:
         """Parts of files, fetched side by side; those that failed are tried again."""
         if not wanted:
             return []
-        found: dict[Range, bytes] = {}
+        found: dict[ByteRange, bytes] = {}
         failed = wanted[0]
 
         def fetch() -> None:
@@ -53,7 +53,7 @@ class RemoteStore:
         self._retried(fetch, lambda: failed.name)
         return [found[part] for part in wanted]
 
-    def _answers(self, parts: Sequence[Range]) -> list[bytes | BaseException]:
+    def _answers(self, parts: Sequence[ByteRange]) -> list[bytes | BaseException]:
         answers: list[bytes | BaseException] = self._fs().cat_ranges(
             [self._url(part.name) for part in parts],
             [part.start for part in parts],
@@ -66,9 +66,9 @@ class RemoteStore:
         """A whole file in pieces, each of which is tried again by itself."""
         size = self._retried(lambda: int(self._fs().size(self._url(name))), lambda: name)
         for start in range(0, size, CHUNK_BYTES):
-            yield self.ranges([Range(name=name, start=start, size=min(CHUNK_BYTES, size - start))])[0]
+            yield self.read_ranges([ByteRange(name=name, start=start, size=min(CHUNK_BYTES, size - start))])[0]
 
-    def expect(self, files: Mapping[str, FileFacts]) -> None:
+    def register(self, files: Mapping[str, FileInfo]) -> None:
         """Nothing to prepare."""
 
     def _url(self, name: str) -> str:
@@ -89,7 +89,7 @@ class RemoteStore:
         except ConfigError:
             raise
         except Exception as error:
-            raise unreadable(self._url(name()), error, self.config.attempts) from error
+            raise read_error(self._url(name()), error, self.config.attempts) from error
 
     def _fs(self) -> Any:
         # Made where it is used: a loader worker needs its own event loop.
@@ -98,7 +98,7 @@ class RemoteStore:
         return self._filesystem
 
 
-def _wrong_size(part: Range, answer: bytes) -> OSError:
+def _wrong_size(part: ByteRange, answer: bytes) -> OSError:
     return OSError(
         f"{part.size} bytes from {part.start} were asked for, {len(answer)} came; does the server know byte ranges?"
     )

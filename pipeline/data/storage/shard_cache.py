@@ -17,8 +17,8 @@ from pathlib import Path
 
 from graphkd.errors import UserError
 from pipeline.core.errors import DataError
-from pipeline.core.files import fingerprint, leftovers, locked, replaced
-from pipeline.data.storage.base import FileFacts, Range
+from pipeline.core.files import atomic_path, fingerprint, locked, stale_temp_files
+from pipeline.data.storage.base import ByteRange, FileInfo
 from pipeline.data.storage.local import LocalStore
 from pipeline.data.storage.remote import RemoteStore
 
@@ -35,27 +35,27 @@ class CachedStore:
         self.location = remote.location
         self.root = folder
         self.limit = limit
-        self._expected: dict[str, FileFacts] = {}
+        self._expected: dict[str, FileInfo] = {}
         self._copies: dict[str, Future[None]] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._guard = threading.Lock()
-        self.expect({})
+        self.register({})
 
     def read(self, name: str) -> bytes:
         """A whole file, never from the cache: descriptions and indexes are small and must be current."""
         return self.remote.read(name)
 
-    def expect(self, files: Mapping[str, FileFacts]) -> None:
+    def register(self, files: Mapping[str, FileInfo]) -> None:
         """Keep copies of these, apart from those of whatever lay at the same location before."""
         self._expected = dict(files)
         content = [self.location, sorted((name, facts.sha256) for name, facts in files.items())]
         self.folder = self.root / fingerprint(content)[:16]
         self._local = LocalStore(self.folder)
 
-    def ranges(self, wanted: Sequence[Range]) -> list[bytes]:
+    def read_ranges(self, wanted: Sequence[ByteRange]) -> list[bytes]:
         """Parts of files: from copies where they are there, the rest from afar while copies are made."""
         here = [self._ready(part.name) for part in wanted]
-        far = iter(self.remote.ranges([part for part, ready in zip(wanted, here, strict=True) if not ready]))
+        far = iter(self.remote.read_ranges([part for part, ready in zip(wanted, here, strict=True) if not ready]))
         return [self._near(part) if ready else next(far) for part, ready in zip(wanted, here, strict=True)]
 
     def close(self) -> None:
@@ -63,11 +63,11 @@ class CachedStore:
         for copy in list(self._copies.values()):
             copy.exception()
 
-    def _near(self, part: Range) -> bytes:
+    def _near(self, part: ByteRange) -> bytes:
         try:
-            return self._local.ranges([part])[0]
+            return self._local.read_ranges([part])[0]
         except DataError:  # another process made room in the meantime
-            return self.remote.ranges([part])[0]
+            return self.remote.read_ranges([part])[0]
 
     def _ready(self, name: str) -> bool:
         path = self.folder / name
@@ -94,7 +94,7 @@ class CachedStore:
             with locked(self.folder / f".{name}.lock", wait=False) as alone:
                 if not alone:
                     return
-                for path in leftovers(self.folder, name):
+                for path in stale_temp_files(self.folder, name):
                     path.unlink(missing_ok=True)
                 if not (self.folder / name).exists():
                     self._download(name)
@@ -107,7 +107,7 @@ class CachedStore:
     def _download(self, name: str) -> None:
         size, digest = self._expected[name]
         seen, hashed = 0, sha256()
-        with replaced(self.folder / name) as temporary:
+        with atomic_path(self.folder / name) as temporary:
             self._make_room(size, temporary)
             with temporary.open("r+b") as file:
                 for chunk in self.remote.chunks(name):

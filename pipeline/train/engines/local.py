@@ -6,7 +6,7 @@ import torch
 
 from pipeline.config import RunConfig
 from pipeline.core.distributed import World, local_world
-from pipeline.train.shutdown import stopped
+from pipeline.train.shutdown import stopped_error
 from pipeline.train.worker import run_worker
 
 
@@ -20,4 +20,4 @@ def run_local(config: RunConfig, world: World | None = None) -> None:
         torch.set_num_threads(config.engine.threads)
     number = run_worker(config, world)
     if number:
-        raise stopped(number)
+        raise stopped_error(number)

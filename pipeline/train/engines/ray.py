@@ -16,8 +16,8 @@ import torch
 
 from graphkd.errors import ConfigError
 from pipeline.config import RunConfig
-from pipeline.core.ray_session import own_error, ray_session
-from pipeline.train.shutdown import stop_file, stopped
+from pipeline.core.ray_session import ray_session, to_user_error
+from pipeline.train.shutdown import stop_file, stopped_error
 
 RAY_FOLDER = "ray"
 RESIZE_S = 30.0
@@ -39,7 +39,7 @@ def run_ray(config: RunConfig) -> None:
         ) from error
     storage = config.folder / RAY_FOLDER
     shutil.rmtree(storage, ignore_errors=True)  # of earlier starts, which decide nothing
-    with ray_session(config.engine.most):
+    with ray_session(config.engine.max_workers):
         use_gpu = config.engine.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
         scaling: dict[str, Any] = {
             "num_workers": config.engine.workers,
@@ -62,9 +62,9 @@ def run_ray(config: RunConfig) -> None:
             try:
                 trainer.fit()
             except ray.train.TrainingFailedError as error:
-                raise own_error(error, "training") from error
+                raise to_user_error(error, "training") from error
         if received:
-            raise stopped(received[0])
+            raise stopped_error(received[0])
 
 
 def _worker(given: dict[str, Any]) -> None:
@@ -72,7 +72,7 @@ def _worker(given: dict[str, Any]) -> None:
     import ray.train.torch
 
     from pipeline.config import resolve
-    from pipeline.core.distributed import joined_world
+    from pipeline.core.distributed import init_distributed
     from pipeline.train.worker import run_worker
 
     os.chdir(given["directory"])
@@ -80,7 +80,7 @@ def _worker(given: dict[str, Any]) -> None:
     context = ray.train.get_context()
     cores = len(os.sched_getaffinity(0))  # those that a job was given, not all of its node's
     torch.set_num_threads(config.engine.threads or max(1, cores // context.get_local_world_size()))
-    world = joined_world(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    world = init_distributed(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     run_worker(config, world, _preemption())
 
 
@@ -91,7 +91,7 @@ def _preemption() -> Callable[[], bool]:
     announced: set[str] = set()
     calls = 0
 
-    def going() -> bool:
+    def preemption_imminent() -> bool:
         nonlocal calls
         calls += 1
         if calls % ASK_EVERY or not hasattr(ray.train, "get_preemption_info"):  # Ray before 2.60 knows of none
@@ -101,4 +101,4 @@ def _preemption() -> Callable[[], bool]:
         announced.update(fresh)
         return bool(fresh)
 
-    return going
+    return preemption_imminent

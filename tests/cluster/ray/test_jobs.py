@@ -17,7 +17,7 @@ import yaml
 from pipeline.config import RunConfig, resolve
 from pipeline.runs.checkpoint import newest_checkpoint
 from pipeline.runs.ledger import read_ledger
-from pipeline.runs.start_history import read_starts
+from pipeline.runs.start_history import read_start_history
 from tests.support.processes import end_all, wait_for
 from tests.support.runs import small_run
 from tests.support.slurm import free_ports
@@ -177,7 +177,7 @@ def test_a_run_goes_on_when_it_is_submitted_again_after_its_driver_and_its_head_
         end_all(head.pid)
         head.wait(30)
     assert sorted(read_ledger(config.folder)) == list(range(120))
-    steps = [start.step for start in read_starts(config.folder)]
+    steps = [start.step for start in read_start_history(config.folder)]
     assert len(steps) == 3 and steps[0] == 0 < steps[1] < steps[2]
 
 

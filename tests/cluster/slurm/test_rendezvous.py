@@ -14,8 +14,8 @@ import pytest
 from cluster.site import Site
 from cluster.slurm.ray_node import free_ports, ports_of
 from cluster.slurm.rendezvous import ClusterError, Rendezvous
-from cluster.slurm.restart_budget import Lives
-from cluster.slurm.slurm_env import Place, own_place
+from cluster.slurm.restart_budget import RestartBudget
+from cluster.slurm.slurm_env import SlurmEnv, read_slurm_env
 from graphkd.errors import ConfigError
 
 
@@ -25,43 +25,43 @@ def meeting(folder: Path, job: str = "7", restart: int = 0, seconds: float = 5) 
     return made
 
 
-def place(restart: int = 0, job: str = "7") -> Place:
-    return Place(job=job, restart=restart, node=0, nodes=2, name="node1")
+def place(restart: int = 0, job: str = "7") -> SlurmEnv:
+    return SlurmEnv(job=job, restart=restart, node=0, nodes=2, name="node1")
 
 
 def test_what_one_says_the_other_hears(tmp_path: Path) -> None:
     first, second = meeting(tmp_path), meeting(tmp_path)
-    threading.Timer(0.3, lambda: first.say("head", address="a:1")).start()
-    assert second.until(lambda: second.said("head"), lambda: "late") == {"address": "a:1"}
+    threading.Timer(0.3, lambda: first.publish("head", address="a:1")).start()
+    assert second.wait_until(lambda: second.get("head"), lambda: "late") == {"address": "a:1"}
     assert (tmp_path / "7-0").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_start_reads_nothing_of_an_earlier_one(tmp_path: Path) -> None:
-    meeting(tmp_path).say("head", address="stale:1")
-    assert meeting(tmp_path, restart=1).said("head") is None and meeting(tmp_path, job="8").said("head") is None
+    meeting(tmp_path).publish("head", address="stale:1")
+    assert meeting(tmp_path, restart=1).get("head") is None and meeting(tmp_path, job="8").get("head") is None
 
 
 def test_a_wait_ends_at_its_deadline_or_when_a_node_fails(tmp_path: Path) -> None:
     late = meeting(tmp_path, seconds=0.3)
     with pytest.raises(ClusterError, match="node 3 did not come"):
-        late.until(lambda: None, lambda: "node 3 did not come")
+        late.wait_until(lambda: None, lambda: "node 3 did not come")
     other = meeting(tmp_path, restart=1, seconds=60)
     threading.Timer(0.3, lambda: other.fail(2, "node 2 (node-b): no disk")).start()
     begin = time.monotonic()
     with pytest.raises(ClusterError, match=r"node 2 \(node-b\): no disk"):
-        other.until(lambda: None, lambda: "late")
+        other.wait_until(lambda: None, lambda: "late")
     assert time.monotonic() - begin < 5
 
 
 def test_a_node_is_lost_when_others_were_heard_of_much_later(tmp_path: Path) -> None:
     here = meeting(tmp_path)
-    assert not here.lost(1, 0, 60), "it has not joined yet"
-    here.alive(0)
-    here.alive(1)
-    assert not here.lost(1, 0, 60)
+    assert not here.is_dead(1, 0, 60), "it has not joined yet"
+    here.heartbeat(0)
+    here.heartbeat(1)
+    assert not here.is_dead(1, 0, 60)
     past = time.time() - 100
     os.utime(here.folder / "alive-1", (past, past))
-    assert here.lost(1, 0, 60) and not here.lost(0, 1, 60)
+    assert here.is_dead(1, 0, 60) and not here.is_dead(0, 1, 60)
 
 
 def test_the_token_is_one_secret_that_only_its_user_reads(tmp_path: Path) -> None:
@@ -73,26 +73,26 @@ def test_the_token_is_one_secret_that_only_its_user_reads(tmp_path: Path) -> Non
 def test_budgets_of_preemption_and_failure_are_apart(tmp_path: Path) -> None:
     site = Site(name="x", preemptions=2, failures=1)
     for restart, how in enumerate(("preempted", "failed", "preempted")):
-        lives = Lives(tmp_path, place(restart))
-        lives.begin()
-        assert lives.is_open()
-        lives.end(how)
-        assert not lives.is_open() and lives.spent(site) is None
-    cut_off = Lives(tmp_path, place(3))
-    cut_off.begin()  # and never ends: the node failed
-    last = Lives(tmp_path, place(4))
-    last.begin()
+        budget = RestartBudget(tmp_path, place(restart))
+        budget.record_start()
+        assert budget.is_open()
+        budget.record_end(how)
+        assert not budget.is_open() and budget.exhausted_budget(site) is None
+    cut_off = RestartBudget(tmp_path, place(3))
+    cut_off.record_start()  # and never ends: the node failed
+    last = RestartBudget(tmp_path, place(4))
+    last.record_start()
     assert last.counts() == {"preempted": 2, "failed": 2}
-    assert last.spent(site) == "it ended as failed 2 times, and the site allows 1"
-    assert Lives(tmp_path, place(0, job="8")).counts() == {"preempted": 0, "failed": 0}
+    assert last.exhausted_budget(site) == "it ended as failed 2 times, and the site allows 1"
+    assert RestartBudget(tmp_path, place(0, job="8")).counts() == {"preempted": 0, "failed": 0}
 
 
 def test_a_job_that_slurm_starts_again_after_sigterm_was_preempted(tmp_path: Path) -> None:
-    lives = Lives(tmp_path, place())
-    lives.begin()
-    lives.end("cancelled")
-    assert lives.counts() == {"preempted": 0, "failed": 0}
-    assert Lives(tmp_path, place(1)).counts() == {"preempted": 1, "failed": 0}
+    budget = RestartBudget(tmp_path, place())
+    budget.record_start()
+    budget.record_end("cancelled")
+    assert budget.counts() == {"preempted": 0, "failed": 0}
+    assert RestartBudget(tmp_path, place(1)).counts() == {"preempted": 1, "failed": 0}
 
 
 def test_ports_come_from_the_job_and_a_taken_one_is_passed_over() -> None:
@@ -110,7 +110,7 @@ def test_ports_come_from_the_job_and_a_taken_one_is_passed_over() -> None:
 def test_outside_of_a_job_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(ConfigError, match="runs inside a Slurm job"):
-        own_place()
+        read_slurm_env()
 
 
 def test_five_hundred_nodes_meet_in_seconds(tmp_path: Path) -> None:
@@ -119,15 +119,15 @@ def test_five_hundred_nodes_meet_in_seconds(tmp_path: Path) -> None:
 
     def joins(node: int) -> None:
         own = Rendezvous(tmp_path, "7", 0, time.time() + 60)
-        own.until(lambda: own.said("head"), lambda: "late")
-        own.say(f"joined-{node}", node=str(node))
+        own.wait_until(lambda: own.get("head"), lambda: "late")
+        own.publish(f"joined-{node}", node=str(node))
 
     threads = [threading.Thread(target=joins, args=(node,)) for node in range(1, nodes)]
     for thread in threads:
         thread.start()
-    head.say("head", address="a:1")
+    head.publish("head", address="a:1")
     everybody = set(range(1, nodes))
-    head.until(lambda: True if head.count("joined") >= everybody else None, lambda: "late")
+    head.wait_until(lambda: True if head.published_nodes("joined") >= everybody else None, lambda: "late")
     for thread in threads:
         thread.join()
     assert json.loads((head.folder / "joined-511.json").read_text()) == {"node": "511"}

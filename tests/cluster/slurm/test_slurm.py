@@ -17,12 +17,12 @@ import pytest
 import torch
 import yaml
 
-from cluster.jobs import jobs_of, state_of
+from cluster.jobs import read_jobs, state_of
 from pipeline.config import RunConfig, resolve
-from pipeline.core.jsonl import read_lines
+from pipeline.core.jsonl import read_jsonl
 from pipeline.runs.checkpoint import load_weights, newest_checkpoint
 from pipeline.runs.ledger import read_ledger
-from pipeline.runs.start_history import read_starts
+from pipeline.runs.start_history import read_start_history
 from pipeline.train.run import train_run
 from tests.support.processes import end_all, wait_for
 from tests.support.runs import small_run
@@ -126,7 +126,7 @@ def begun(root: Path, packed: Path, name: str, nodes: int = 2) -> tuple[RunConfi
 
 
 def events(config: RunConfig) -> list[str]:
-    return [line["event"] for line in read_lines(config.folder / "lives.jsonl")]
+    return [line["event"] for line in read_jsonl(config.folder / "lives.jsonl")]
 
 
 def ray_processes(job: str) -> list[str]:
@@ -194,10 +194,10 @@ def check(config: RunConfig, undisturbed: RunConfig) -> None:
 
 
 def test_two_nodes_train_and_evaluate_a_student(undisturbed: RunConfig) -> None:
-    assert [(start.workers, start.host) for start in read_starts(undisturbed.folder)] == [(2, "node1, node2")]
+    assert [(start.workers, start.host) for start in read_start_history(undisturbed.folder)] == [(2, "node1, node2")]
     assert json.loads((undisturbed.folder / "eval.json").read_text())["pages"] == 10
     assert events(undisturbed) == ["begin", "finished"]
-    (record,) = jobs_of(undisturbed.folder)
+    (record,) = read_jobs(undisturbed.folder)
     assert state_of(undisturbed.folder, record) == "FINISHED"
     assert "undisturbed" in graphkd("jobs", "list", str(undisturbed.folder.parent)).stdout
     assert f"step {STEPS}" in graphkd("jobs", "logs", str(undisturbed.folder)).stdout
@@ -211,7 +211,7 @@ def test_a_preempted_job_is_queued_again_and_loses_nothing(
     wait_for(lambda: "preempted" in events(config), "the end of its first start", 90)
     finishes(slurm, config, job)
     assert events(config) == ["begin", "preempted", "begin", "finished"], said(config)
-    starts = read_starts(config.folder)
+    starts = read_start_history(config.folder)
     assert [start.why for start in starts] == ["SIGUSR2", "finished"] and starts[1].step == starts[0].last_step
     check(config, undisturbed)
 
@@ -242,7 +242,7 @@ def test_a_job_goes_on_with_the_nodes_it_gets(
     finally:
         slurm.start_node("node2")
     assert events(config)[-2:] == ["begin", "finished"], said(config)
-    starts = read_starts(config.folder)
+    starts = read_start_history(config.folder)
     assert (starts[0].workers, starts[0].host) == (2, "node1, node2"), said(config)
     assert (starts[-1].workers, starts[-1].host) == (1, "node1") and 0 < starts[-1].step < 300, said(config)
     ledger, short = read_ledger(config.folder), read_ledger(undisturbed.folder)
@@ -269,7 +269,7 @@ def test_teacher_cache_and_students_wait_for_each_other(slurm: SlurmHere, root: 
     for student, job in zip(students, jobs[2:], strict=True):
         finishes(slurm, student, job["job"])
         assert weights(student)
-        assert read_starts(student.folder)[0].time > read_starts(first.folder)[-1].time
+        assert read_start_history(student.folder)[0].time > read_start_history(first.folder)[-1].time
 
 
 def test_what_waits_for_a_job_that_fails_is_cancelled(slurm: SlurmHere, root: Path, dataset_folder: Path) -> None:
@@ -305,7 +305,7 @@ def test_a_cancelled_job_saves_and_stays_away(
     assert newest is not None and newest.step >= 10
     assert "RUNNING" not in slurm.state(job)
     graphkd("jobs", "resume", str(config.folder))
-    again = jobs_of(config.folder)[-1].job
+    again = read_jobs(config.folder)[-1].job
     assert again != job
     finishes(slurm, config, again)
     check(config, undisturbed)
@@ -318,7 +318,7 @@ def test_a_time_limit_queues_the_job_again(slurm: SlurmHere, root: Path, dataset
     finishes(slurm, config, job, seconds=540)
     assert events(config).count("preempted") >= 1 and events(config)[-1] == "finished", said(config)
     assert sorted(read_ledger(config.folder)) == list(range(200))
-    steps = [start.step for start in read_starts(config.folder)]
+    steps = [start.step for start in read_start_history(config.folder)]
     assert len(steps) >= 2 and steps == sorted(set(steps))
 
 

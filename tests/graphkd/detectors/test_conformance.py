@@ -195,7 +195,7 @@ def test_batches_split_into_targets() -> None:
         seeds=torch.tensor([7, 8]),
         view_numbers=torch.tensor([0, 0]),
         views=torch.ones(2, 4),
-        instead_of=torch.full((2,), -1),
+        replaced_sample=torch.full((2,), -1),
     )
     split = batch.targets()
     assert [len(boxes) for boxes in split.boxes] == [1, 2]

@@ -9,7 +9,7 @@ import torch
 
 from graphkd.batch import Detections, Targets
 from graphkd.detectors import DetectorConfig, DetectorModule, build_detector
-from graphkd.detectors.detectron2.names import as_detectron2, fit, in_framework
+from graphkd.detectors.detectron2.names import convert_framework, match_tensors, to_detectron2_tensors
 from graphkd.errors import ConfigError
 from graphkd.method.config import MethodConfig
 from graphkd.weight_inheritance import inherit
@@ -52,8 +52,8 @@ def shared(one: Detections, other: Detections) -> int:
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
 def test_weights_go_to_detectron2s_names_and_back(backbone: str) -> None:
     ours = varied(built("torchvision", backbone))
-    found = fit(ours.state_dict(), as_detectron2(ours.state_dict()), same_framework=False)
-    assert not found.missing and not found.misshapen and not found.unused
+    found = match_tensors(ours.state_dict(), to_detectron2_tensors(ours.state_dict()), same_framework=False)
+    assert not found.missing and not found.shape_mismatch and not found.unused
     for name, values in ours.state_dict().items():
         expected = values.clone()
         if "bbox_pred" in name and "roi_heads" in name:
@@ -63,19 +63,19 @@ def test_weights_go_to_detectron2s_names_and_back(backbone: str) -> None:
 
 def test_what_does_not_fit_is_named() -> None:
     ours, other = built("torchvision", "resnet18"), built("torchvision", "resnet18", head_width=32)
-    theirs = as_detectron2(ours.state_dict())
+    theirs = to_detectron2_tensors(ours.state_dict())
     del theirs["backbone.fpn_lateral2.weight"]
     theirs["head.of.another"] = torch.zeros(1)
-    found = fit(other.state_dict(), theirs, same_framework=False)
+    found = match_tensors(other.state_dict(), theirs, same_framework=False)
     assert found.missing == ["model.backbone.fpn.inner_blocks.0.0.weight"] and found.unused == ["head.of.another"]
-    assert found.misshapen["model.roi_heads.box_head.fc7.weight"] == ((64, 64), (32, 32))
+    assert found.shape_mismatch["model.roi_heads.box_head.fc7.weight"] == ((64, 64), (32, 32))
 
 
 @pytest.mark.detectron2
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
 def test_both_frameworks_see_the_same(backbone: str) -> None:
     ours, theirs = varied(built("torchvision", backbone)), built("detectron2", backbone)
-    loaded = theirs.load_state_dict(in_framework("detectron2", (), ours.state_dict()))
+    loaded = theirs.load_state_dict(convert_framework("detectron2", (), ours.state_dict()))
     assert not loaded.missing_keys
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (2, 3, *CANVAS), generator=generator, dtype=torch.uint8)
@@ -117,9 +117,9 @@ def test_detectron2s_own_configs_can_name_a_backbone_of_timm() -> None:
     from detectron2.config import CfgNode
     from detectron2.modeling import build_model
 
-    from graphkd.detectors.detectron2.model import nodes
+    from graphkd.detectors.detectron2.model import build_cfg
 
-    cfg = nodes(DetectorConfig(backbone="mobilenetv2_050", anchors_rounded=False, framework="detectron2"), 3)
+    cfg = build_cfg(DetectorConfig(backbone="mobilenetv2_050", anchors_rounded=False, framework="detectron2"), 3)
     cfg.MODEL.TIMM = CfgNode({"NAME": "mobilenetv2_050", "CANVAS": list(CANVAS)})
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.DEVICE = "build_graphkd_timm_fpn_backbone", "cpu"
     model = build_model(cfg).eval()
@@ -131,7 +131,7 @@ def test_detectron2s_own_configs_can_name_a_backbone_of_timm() -> None:
 @pytest.mark.detectron2
 def test_both_frameworks_sample_the_same_regions_of_a_page() -> None:
     ours, theirs = varied(built("torchvision", "resnet18")), built("detectron2", "resnet18")
-    theirs.load_state_dict(in_framework("detectron2", (), ours.state_dict()))
+    theirs.load_state_dict(convert_framework("detectron2", (), ours.state_dict()))
     images = torch.randint(0, 256, (1, 3, *CANVAS), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     goal = Targets(boxes=[torch.tensor([[10.0, 10, 60, 30]])], classes=[torch.tensor([3])], seeds=[11])
     losses = [
@@ -147,7 +147,7 @@ def test_both_frameworks_sample_the_same_regions_of_a_page() -> None:
 def test_a_student_inherits_from_the_other_framework(framework: str, other: str) -> None:
     teacher, student = varied(built(framework, "resnet50")), built(other, "resnet18")
     taken = inherit(student, teacher, MethodConfig(name="graphkd", inherit=True))
-    assert set(taken) == set(student.inheritable())
+    assert set(taken) == set(student.inheritable_parameters())
     pooled = torch.randn(6, SMALL["fpn_channels"], 7, 7, generator=torch.Generator().manual_seed(2))
     expected, actual = teacher.classify(pooled), student.classify(pooled)
     assert expected is not None and actual is not None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from graphkd.detectors.sampling import KeyedSampler
+from graphkd.detectors.sampling import SeededSampler
 
 LABELS = torch.tensor([1.0, 0, -1, 0, 0, 1, 0, 2, 0, -1, 0, 0])
-SAMPLER = KeyedSampler(size=6, positive_fraction=0.5, salt=1)
+SAMPLER = SeededSampler(size=6, positive_fraction=0.5, salt=1)
 
 
 def chosen(labels: Tensor, seed: int) -> tuple[list[int], list[int]]:

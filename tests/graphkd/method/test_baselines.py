@@ -71,7 +71,7 @@ def kl_of(teacher: Tensor, student: Tensor) -> Tensor:
 
 def test_dsig_equals_the_naive_loop() -> None:
     signals, (pooled, regions) = teacher_signals(), student_side()
-    foreground, energy = foreground_of(signals), 1.7
+    foreground, mean_square = foreground_of(signals), 1.7
     assert signals.logits is not None
     assert signals.deltas is not None
     node, edge, logits, boxes = [], [], [], []
@@ -82,7 +82,7 @@ def test_dsig_equals_the_naive_loop() -> None:
             for i in range(N)
             if signals.valid[b, i] and i not in front and float(-signals.logits[b, i].log_softmax(0)[K]) >= 0.6
         ]
-        error = [(pooled[b, i] - signals.pooled[b, i]).square().mean() / energy for i in range(N)]
+        error = [(pooled[b, i] - signals.pooled[b, i]).square().mean() / mean_square for i in range(N)]
         rest = [i for i in range(N) if signals.valid[b, i] and i not in front]
         back = torch.stack([error[i] for i in rest]).mean() if rest else torch.tensor(0.0)
         share = len(front) / (7.5 * len(rest) + 1e-4)
@@ -102,7 +102,7 @@ def test_dsig_equals_the_naive_loop() -> None:
         apart = (regions.deltas[b] - signals.deltas[b]) * torch.tensor([10.0, 10.0, 5.0, 5.0])
         l1 = [apart[i, int(signals.classes[b, i])].abs().sum() for i in front]
         boxes.append(torch.stack(l1).sum() / len(known))
-    terms = dsig_loss(pooled, regions, signals, foreground, energy, DsigWeights())
+    terms = dsig_loss(pooled, regions, signals, foreground, mean_square, DsigWeights())
     torch.testing.assert_close(terms["kd_node"], torch.stack(node))
     torch.testing.assert_close(terms["kd_edge"], torch.stack(edge))
     torch.testing.assert_close(terms["kd_logits"], torch.stack(logits))
@@ -152,7 +152,7 @@ def test_a_page_does_not_depend_on_its_batch_neighbours() -> None:
 def test_map_loss_by_hand() -> None:
     zeros = {"0": torch.zeros(1, 2, 2, 2), "1": torch.zeros(1, 2, 1, 1)}
     ones = {"0": torch.ones(1, 2, 2, 2), "1": torch.full((1, 2, 1, 1), 3.0)}
-    assert float(map_loss(zeros, ones, energy=2.0)) == pytest.approx((1 + 9) / 2)
+    assert float(map_loss(zeros, ones, mean_square=2.0)) == pytest.approx((1 + 9) / 2)
 
 
 @pytest.mark.parametrize("nodes", [(0, 0), (1, 0), (2, 1)])

@@ -55,7 +55,7 @@ def inputs(pages: int, nodes: int, device: str = "cpu", channels: int = 8, class
         mean=torch.zeros(channels),
         covariance=torch.eye(channels),
         whitening=torch.eye(channels),
-        energy=1.0,
+        mean_square=1.0,
         discriminant=torch.ones(2 * channels),
         thresholds={"teacher_class": 0.0, "moments": 0.0, "covariance_trace": -1.0},
         text_classes=torch.tensor([True] * 2 + [False] * (classes - 2)),

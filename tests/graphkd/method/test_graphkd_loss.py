@@ -42,7 +42,7 @@ def by_hand() -> tuple[TeacherSignals, TeacherStatistics]:
         mean=torch.ones(1),
         covariance=torch.tensor([[4.0]]),
         whitening=torch.tensor([[0.5]]),
-        energy=2.0,
+        mean_square=2.0,
         discriminant=torch.zeros(2),
         thresholds={"teacher_class": 0.0},
         text_classes=torch.tensor([True, False]),
@@ -71,7 +71,7 @@ def naive_error(student: Tensor, teacher: Tensor, fitted: TeacherStatistics, met
     variances = [float(fitted.covariance[c, c]) for c in range(C)]
     total = torch.tensor(0.0)
     for c in range(C):
-        s, t, over = student[c], teacher[c], fitted.energy
+        s, t, over = student[c], teacher[c], fitted.mean_square
         if metric == "pearson":
             s, t, over = (s - s.mean()) / s.std(unbiased=False), (t - t.mean()) / t.std(unbiased=False), 1.0
         if metric == "scaled":

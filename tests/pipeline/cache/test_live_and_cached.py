@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from graphkd.batch import PageBatch
-from pipeline.cache.quantize import Precision, decode, encode
+from pipeline.cache.quantize import Precision, dequantize, quantize
 from pipeline.config import RunConfig
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.data.loading.loader import PageItems, collate
+from pipeline.data.loading.loader import PageDataset, collate
 from pipeline.data.loading.order import SampleRef
 from pipeline.train.builders import build_step, signal_source
 from tests.support.runs import StudentOf, build_here
@@ -36,7 +36,7 @@ def cached(student_of: StudentOf) -> Callable[[Precision], RunConfig]:
 
 
 def pages(config: RunConfig, samples: range) -> PageBatch:
-    items = PageItems(PackedDataset(config.data.train), config.data.view, config.run.seed, config.views)
+    items = PageDataset(PackedDataset(config.data.train), config.data.view, config.run.seed, config.views)
     return collate([items[SampleRef(0, sample)] for sample in samples])
 
 
@@ -93,13 +93,13 @@ def test_rounded_caches_stay_within_their_bound(
 def test_int8_is_off_by_at_most_half_a_scale() -> None:
     pooled = torch.randn(5, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     pooled[:, 2] = 0
-    stored, scales = encode(pooled, "int8")
+    stored, scales = quantize(pooled, "int8")
     assert stored.dtype == torch.int8 and scales.shape == (4,)
     torch.testing.assert_close(scales, pooled.abs().amax(dim=(0, 2, 3)) / 127)
-    assert ((decode(stored, scales) - pooled).abs() <= scales[:, None, None] * 0.5001).all()
+    assert ((dequantize(stored, scales) - pooled).abs() <= scales[:, None, None] * 0.5001).all()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_a_page_without_nodes_can_be_stored(precision: Precision) -> None:
-    stored, scales = encode(torch.zeros(0, 4, 3, 3), precision)
-    assert decode(stored, scales).shape == (0, 4, 3, 3)
+    stored, scales = quantize(torch.zeros(0, 4, 3, 3), precision)
+    assert dequantize(stored, scales).shape == (0, 4, 3, 3)

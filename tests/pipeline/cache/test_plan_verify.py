@@ -16,19 +16,19 @@ import torch
 from typer.testing import CliRunner
 
 from graphkd.errors import ConfigError
-from graphkd.signals import two_points
+from graphkd.signals import mean_std_pair
 from pipeline.cache import plan as cache_plan
 from pipeline.cache.format import COLUMNS, CacheJson, NodeStore, cache_schema
 from pipeline.cache.plan import plan_cache
 from pipeline.cache.quantize import Precision
 from pipeline.cache.ray_builders import Share, shares
-from pipeline.cache.rows import CacheRows, Row
+from pipeline.cache.rows import CacheReader, Row
 from pipeline.cache.verify import verify_cache
 from pipeline.cli.main import app
 from pipeline.config import RunConfig
 from pipeline.core.errors import CacheError, DataError, OutputError
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.data.loading.loader import PageItems, collate
+from pipeline.data.loading.loader import PageDataset, collate
 from pipeline.data.loading.order import SampleRef
 from pipeline.train.builders import signal_source
 from tests.support.runs import StudentOf, build_here
@@ -109,13 +109,13 @@ def test_verify_says_when_the_teacher_says_something_else(
 ) -> None:
     """Files that are whole, but of features that this teacher never gave."""
     config, _ = built(student_of, "pooled", "fp32")
-    original = CacheRows.rows
+    original = CacheReader.rows
 
-    def altered(self: CacheRows, places: Any) -> list[Row]:
+    def altered(self: CacheReader, places: Any) -> list[Row]:
         rows = original(self, places)
         return [Row(row.sample, row.view, row.arrays | {"pooled": row.arrays["pooled"] * factor}) for row in rows]
 
-    monkeypatch.setattr(CacheRows, "rows", altered)
+    monkeypatch.setattr(CacheReader, "rows", altered)
     found = verify_cache(config, CPU, pages=4)
     assert len(found.problems) == 1 and "losses differ from the live teacher's by" in found.problems[0]
 
@@ -145,21 +145,21 @@ def test_a_compressed_cache_says_the_same(compression: str, student_of: StudentO
 
 def read(config: RunConfig, samples: range) -> dict[str, torch.Tensor]:
     dataset = PackedDataset(config.data.train)
-    items = PageItems(dataset, config.data.view, config.run.seed, config.views)
+    items = PageDataset(dataset, config.data.view, config.run.seed, config.views)
     source = signal_source(config, dataset, CPU)
     batches = [collate([items[SampleRef(0, sample)]]) for sample in samples]
-    said = [source.signals(batch, stored) for batch, stored in source.ahead(batches)]
+    said = [source.signals(batch, stored) for batch, stored in source.prefetch(batches)]
     names = ("boxes", "scores", "classes", "logits", "deltas", "pooled", "valid")
     return {name: torch.cat([getattr(signals, name) for signals in said]) for name in names}
 
 
 def test_descriptors_are_mean_and_variance_of_the_features(student_of: StudentOf) -> None:
-    pooled, described = (read(built(student_of, store, "fp32")[0], range(10)) for store in ("pooled", "descriptors"))
+    pooled, compressed = (read(built(student_of, store, "fp32")[0], range(10)) for store in ("pooled", "descriptors"))
     valid = pooled["valid"]
-    features, points = pooled["pooled"][valid].flatten(-2), described["pooled"][valid].flatten(-2)
+    features, points = pooled["pooled"][valid].flatten(-2), compressed["pooled"][valid].flatten(-2)
     torch.testing.assert_close(points.mean(-1), features.mean(-1), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(points.var(-1, correction=0), features.var(-1, correction=0), rtol=1e-3, atol=1e-6)
-    torch.testing.assert_close(described["pooled"], two_points(pooled["pooled"]) * valid[..., None, None, None])
+    torch.testing.assert_close(compressed["pooled"], mean_std_pair(pooled["pooled"]) * valid[..., None, None, None])
     # The mean squared difference of two pairs is that of means and deviations, and a lower bound of the features'.
     one, other = features[:-1], features[1:]
     gap = (points[:-1] - points[1:]).square().mean(-1)
@@ -191,7 +191,7 @@ def test_a_file_holds_what_the_schema_says_and_any_arrow_reader_reads_it(student
 def test_a_page_shown_in_another_view_is_refused(student_of: StudentOf) -> None:
     config, _ = built(student_of, "pooled", "fp32")
     dataset = PackedDataset(config.data.train)
-    batch = collate([PageItems(dataset, config.data.view, 0, -1)[SampleRef(0, 3)]])
+    batch = collate([PageDataset(dataset, config.data.view, 0, -1)[SampleRef(0, 3)]])
     mirrored = replace(batch, views=-batch.views)
     with pytest.raises(CacheError, match="saw sample 3 in view 0 at"):
         signal_source(config, dataset, CPU).signals(mirrored)
@@ -207,7 +207,7 @@ def test_a_cache_behind_http_is_read_ahead_and_survives_faults(student_of: Stude
         assert all(torch.equal(expected[name], found[name]) for name in expected)
         assert served.requests["shard-000000.arrow"] >= 6  # a row each, and those tried again
         dataset, source = PackedDataset(remote.data.train), signal_source(remote, PackedDataset(remote.data.train), CPU)
-        batch = collate([PageItems(dataset, remote.data.view, 0, -1)[SampleRef(0, 8)]])
+        batch = collate([PageDataset(dataset, remote.data.view, 0, -1)[SampleRef(0, 8)]])
         source.signals(batch)
         damaged = served.folder / "shard-000002.arrow"
         content = damaged.read_bytes()
@@ -238,7 +238,7 @@ def test_copies_of_remote_cache_files_are_kept_where_asked(student_of: StudentOf
         remote = student_of(served.url, storage, cache_dtype="fp16")
         dataset = PackedDataset(remote.data.train)
         source: Any = signal_source(remote, dataset, CPU)
-        batch = collate([PageItems(dataset, remote.data.view, 0, -1)[SampleRef(0, 0)]])
+        batch = collate([PageDataset(dataset, remote.data.view, 0, -1)[SampleRef(0, 0)]])
         source.signals(batch)
         source.store.close()
         (copy,) = (tmp_path / "copies").glob("*/shard-000000.arrow")
@@ -249,12 +249,12 @@ def test_copies_of_remote_cache_files_are_kept_where_asked(student_of: StudentOf
 
 
 def test_few_files_are_mapped_and_memory_stays_flat(student_of: StudentOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.cache.rows.OPEN_FILES", 2)
+    monkeypatch.setattr("pipeline.cache.rows.MAX_OPEN_FILES", 2)
     config, _ = built(student_of, "pooled", "fp32")
     shutil.copytree(config.cache_folder, config.cache_folder.with_name("mapped"), dirs_exist_ok=True)
     config = student_of("mapped", cache_dtype="fp32")
     dataset = PackedDataset(config.data.train)
-    items = PageItems(dataset, config.data.view, config.run.seed, -1)
+    items = PageDataset(dataset, config.data.view, config.run.seed, -1)
     source = signal_source(config, dataset, CPU)
     batches = [collate([items[SampleRef(0, sample)]]) for sample in range(10)]
     for _ in range(3):
@@ -307,8 +307,8 @@ def test_the_commands_plan_build_verify_and_describe(student_of: StudentOf, tmp_
         assert result.exit_code == 0, result.output
     planned = json.loads(run(app, ["cache", "plan", str(path), "--pages", "4", "--json"]).stdout.splitlines()[-1])
     assert planned["rows"] == 10 and planned["need_bytes"] == 0 and len(planned["sizes"]) == 24
-    described = json.loads(run(app, ["cache", "info", str(tmp_path / "by-command"), "--json"]).stdout.splitlines()[-1])
-    assert described["identity"]["dtype"] == "fp16" and set(described["accuracy"]) >= {"moments"}
+    compressed = json.loads(run(app, ["cache", "info", str(tmp_path / "by-command"), "--json"]).stdout.splitlines()[-1])
+    assert compressed["identity"]["dtype"] == "fp16" and set(compressed["accuracy"]) >= {"moments"}
     assert "10 pages in 3 shards" in run(app, ["cache", "info", str(tmp_path / "by-command")]).output
     cut = tmp_path / "by-command" / "shard-000001.arrow"
     cut.write_bytes(cut.read_bytes()[:-1])

@@ -18,7 +18,7 @@ from pipeline.cache.verify import verify_cache
 from pipeline.config import RunConfig, resolve
 from pipeline.core.errors import CacheError, OutputError
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.data.loading.loader import PageItems, collate
+from pipeline.data.loading.loader import PageDataset, collate
 from pipeline.data.loading.order import SampleRef
 from pipeline.data.prepare.pack import pack
 from pipeline.data.storage.local import LocalStore
@@ -49,7 +49,7 @@ def read_all(config: RunConfig) -> None:
     """What a student reads in an epoch."""
     dataset = PackedDataset(config.data.train)
     source = signal_source(config, dataset, CPU)
-    items = PageItems(dataset, config.data.view, config.run.seed, config.views)
+    items = PageDataset(dataset, config.data.view, config.run.seed, config.views)
     for sample in range(len(dataset)):
         source.signals(collate([items[SampleRef(0, sample)]]))
 

@@ -72,6 +72,6 @@ def test_training_from_a_cache_is_training_with_the_live_teacher(
 
 def test_the_bound_would_show_another_teacher(trained: Any) -> None:
     """Two points a channel are another target: the losses differ by far more than any bound."""
-    pooled, described = trained("pooled", "fp32", "live"), trained("descriptors", "fp32", "live")
-    worst = max(abs(a - b) / b for a, b in zip(pooled["kd_node"], described["kd_node"], strict=True))
+    pooled, compressed = trained("pooled", "fp32", "live"), trained("descriptors", "fp32", "live")
+    worst = max(abs(a - b) / b for a, b in zip(pooled["kd_node"], compressed["kd_node"], strict=True))
     assert worst > 0.05

@@ -115,7 +115,7 @@ def test_progress_without_a_terminal_tells_rate_and_time_left() -> None:
 )
 def test_exit_codes_tell_schedulers_what_happened(raised: str, code: int) -> None:
     program = (
-        "import sys; from graphkd import errors; from pipeline.cli import main, train\n"
+        "import sys; from pipeline.core import errors; from pipeline.cli import main, train\n"
         f"def fails(*_, **__): raise errors.{raised}\n"
         "train.configured = fails; sys.argv = ['graphkd', 'train', 'x.yaml']; main.main()"
     )

@@ -86,7 +86,7 @@ def test_checkpoints_go_out_of_one_framework_and_into_the_other(dataset_folder: 
     export_weights(first.folder, path)
     second = run(tmp_path, dataset_folder, "second", {**OURS, "norm": "frozen"})
     found = import_weights(path, second)
-    assert not found.missing and not found.misshapen and not found.unused
+    assert not found.missing and not found.shape_mismatch and not found.unused
     third = run(tmp_path, dataset_folder, "third", {**THEIRS, "norm": "frozen"})
     assert not import_weights(path, third).missing
     first_weights, third_weights = weights(first), weights(third)

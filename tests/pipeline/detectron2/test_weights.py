@@ -16,7 +16,7 @@ from pipeline.config import RunConfig, resolve
 from pipeline.core.errors import CheckpointError
 from pipeline.detectron2.checkpoint import read_foreign
 from pipeline.detectron2.weights import export_weights, import_weights
-from pipeline.models import new_detector, run_checkpoint
+from pipeline.models import best_checkpoint, new_detector
 from tests.support.runs import small_run
 
 
@@ -49,8 +49,8 @@ def test_a_checkpoint_becomes_a_finished_run(dataset_folder: Path, tmp_path: Pat
     else:
         torch.save({"model": tensors, "iteration": 3}, path)
     found = import_weights(path, config)
-    assert not found.missing and not found.misshapen and not found.unused
-    assert run_checkpoint(config.folder).step == config.schedule.steps
+    assert not found.missing and not found.shape_mismatch and not found.unused
+    assert best_checkpoint(config.folder).step == config.schedule.steps
     written = tmp_path / "again.pth"
     assert export_weights(config.folder, written) == len(tensors)
     again = torch.load(written, weights_only=True)["model"]

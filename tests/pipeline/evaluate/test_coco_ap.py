@@ -83,7 +83,7 @@ def test_predictions_for_other_pages_are_refused(coco: dict[str, Any]) -> None:
 
 def test_detections_return_to_image_pixels(dataset_folder: Path) -> None:
     dataset = PackedDataset(dataset_folder)
-    record = dataset.record(0)
+    record = dataset.sample(0)
     found = Detections(
         boxes=torch.tensor([[10.0, 20.0, 30.0, 60.0]]), scores=torch.tensor([0.5]), classes=torch.tensor([1])
     )

@@ -27,8 +27,9 @@ def batch() -> tuple[TeacherSignals, StructuredGraph, torch.Tensor]:
         pooled=torch.ones(2, 9, 4, 2, 2),
     )  # fmt: skip
     statistics = TeacherStatistics(
-        mean=torch.zeros(4), covariance=torch.eye(4), whitening=torch.eye(4), energy=1.0, discriminant=torch.zeros(8),
-        thresholds={"teacher_class": 0.0}, text_classes=torch.tensor([True, False]), accuracy={},
+        mean=torch.zeros(4), covariance=torch.eye(4), whitening=torch.eye(4), mean_square=1.0,
+        discriminant=torch.zeros(8), thresholds={"teacher_class": 0.0},
+        text_classes=torch.tensor([True, False]), accuracy={},
     )  # fmt: skip
     return signals, build_graph(signals, statistics, GraphConfig()), adjacency(boxes, valid)
 

@@ -17,7 +17,7 @@ from pipeline.runs.checkpoint import (
     restore_module,
     restore_optimizer,
 )
-from pipeline.runs.checkpoint_writer import CheckpointWriter, prune, snapshot, write_checkpoint
+from pipeline.runs.checkpoint_writer import CheckpointWriter, prune, take_snapshot, write_checkpoint
 
 
 def trained(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -33,7 +33,7 @@ def trained(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
 def root(tmp_path: Path) -> Path:
     module, optimizer = trained()
     for step in (1, 2, 3):
-        write_checkpoint(tmp_path / "checkpoints", snapshot(step, module, optimizer, {"data": {"seed": 5}}))
+        write_checkpoint(tmp_path / "checkpoints", take_snapshot(step, module, optimizer, {"data": {"seed": 5}}))
         prune(tmp_path / "checkpoints", keep=2)
     return tmp_path / "checkpoints"
 
@@ -121,13 +121,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("pipeline.core.files.sync_file", full)
     module, optimizer = trained()
     with pytest.raises(OutputError, match="no space left"):
-        write_checkpoint(tmp_path / "checkpoints", snapshot(1, module, optimizer, {}))
+        write_checkpoint(tmp_path / "checkpoints", take_snapshot(1, module, optimizer, {}))
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_a_snapshot_is_not_changed_by_later_steps(tmp_path: Path) -> None:
     module, optimizer = trained()
-    taken = snapshot(1, module, optimizer, {})
+    taken = take_snapshot(1, module, optimizer, {})
     before = {name: value.clone() for name, value in taken.model.items()}
     moments = taken.optimizer["state"][0]["exp_avg"].clone()
     module(torch.ones(1, 3)).sum().backward()
@@ -141,7 +141,7 @@ def test_every_nth_checkpoint_is_kept_beside_the_newest(tmp_path: Path) -> None:
     module, optimizer = trained()
     writer = CheckpointWriter(tmp_path, keep=2, keep_every=3)
     for step in range(1, 9):
-        writer.save(snapshot(step, module, optimizer, {}))
+        writer.save(take_snapshot(step, module, optimizer, {}))
     writer.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-0000000{step}" for step in (3, 6, 7, 8)]
 
@@ -150,9 +150,9 @@ def test_an_error_of_the_writing_thread_is_raised_in_the_run(tmp_path: Path) -> 
     module, optimizer = trained()
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     writer = CheckpointWriter(tmp_path / "checkpoints", keep=2)
-    writer.save(snapshot(1, module, optimizer, {}))
+    writer.save(take_snapshot(1, module, optimizer, {}))
     with pytest.raises(OutputError, match="give a folder that you may write to"):
-        writer.save(snapshot(2, module, optimizer, {}))
+        writer.save(take_snapshot(2, module, optimizer, {}))
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next(root: Path) -> None:
@@ -161,5 +161,5 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(root: Path) -> None:
     (root / ".step-00000004.building" / "model.safetensors").write_bytes(b"half")
     (root / "step-00000001").mkdir()  # what is left of one that was being pruned: no manifest
     (root / "step-00000001" / "optimizer.pt").write_bytes(b"rest")
-    write_checkpoint(root, snapshot(5, module, optimizer, {}))
+    write_checkpoint(root, take_snapshot(5, module, optimizer, {}))
     assert sorted(path.name for path in root.iterdir()) == ["step-00000002", "step-00000003", "step-00000005"]

@@ -15,11 +15,11 @@ import yaml
 from graphkd.errors import ConfigError
 from pipeline.config import RunConfig, resolve
 from pipeline.core.errors import OutputError
-from pipeline.models import run_checkpoint
+from pipeline.models import best_checkpoint
 from pipeline.runs.checkpoint import newest_checkpoint
 from pipeline.runs.evaluations import best_step, out_of_patience, read_evaluations
 from pipeline.runs.metrics import read_metrics
-from pipeline.runs.start_history import only_one, read_starts
+from pipeline.runs.start_history import read_start_history, run_lock
 from pipeline.train.run import evaluate_run, is_finished, train_run
 from tests.support.processes import end_ranks, output_of, spawn_ranks
 from tests.support.runs import small_run
@@ -43,7 +43,7 @@ def judged(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ru
 def test_what_is_evaluated_in_training_is_what_its_checkpoint_gives(judged: RunConfig) -> None:
     evaluations = read_evaluations(judged.folder)
     assert [line["step"] for line in evaluations] == [2, 4] and [line["pages"] for line in evaluations] == [10, 10]
-    best = run_checkpoint(judged.folder)
+    best = best_checkpoint(judged.folder)
     figures = evaluate_run(judged)
     assert best.step == figures["step"] == best_step(evaluations)
     (line,) = [line for line in evaluations if line["step"] == best.step]
@@ -89,7 +89,7 @@ def test_a_run_ends_early_when_its_accuracy_does_not_rise(dataset_folder: Path, 
     assert sorted(path.name for path in (config.folder / "checkpoints").iterdir()) == ["step-00000001", "step-00000003"]
     assert is_finished(config)
     train_run(config)
-    assert len(read_starts(config.folder)) == 1, "it is not started again"
+    assert len(read_start_history(config.folder)) == 1, "it is not started again"
 
 
 def test_an_evaluation_that_a_kill_prevented_is_made_up_for(judged: RunConfig, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_an_evaluation_that_a_kill_prevented_is_made_up_for(judged: RunConfig, t
     config = judged.model_copy(update={"run": judged.run.model_copy(update={"folder": folder})})
     train_run(config)
     assert read_evaluations(folder) == read_evaluations(judged.folder)
-    assert [start.step for start in read_starts(folder)] == [0, 2]
+    assert [start.step for start in read_start_history(folder)] == [0, 2]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_best_checkpoint_that_is_gone_has_the_newest_stand_in(judged: RunConfi
     shutil.copytree(judged.folder, folder)
     best = best_step(read_evaluations(folder))
     shutil.rmtree(folder / "checkpoints" / f"step-{best:08d}")
-    assert run_checkpoint(folder).step == {2: 4, 4: 2}[best or 0]
+    assert best_checkpoint(folder).step == {2: 4, 4: 2}[best or 0]
 
 
 def test_evaluating_needs_pages_and_patience_needs_evaluations(dataset_folder: Path, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_evaluating_needs_pages_and_patience_needs_evaluations(dataset_folder: P
 def test_a_run_keeps_a_log_and_a_record_of_its_starts(judged: RunConfig) -> None:
     text = (judged.folder / "log.txt").read_text()
     assert "step 4: loss" in text and "step 4: AP" in text and "waited" in text
-    (start,) = read_starts(judged.folder)
+    (start,) = read_start_history(judged.folder)
     assert (start.step, start.last_step, start.workers, start.why) == (0, 4, 1, "finished")
     lines = read_metrics(judged.folder)
     assert all(line["memory_gb"] > 0.1 for line in lines)
@@ -164,26 +164,26 @@ def test_a_changed_config_goes_on_where_that_is_allowed(judged: RunConfig, tmp_p
 
 def test_two_starts_do_not_train_one_run_at_a_time(tmp_path: Path) -> None:
     trained = pytest.raises(OutputError, match="is being trained by another process")
-    with only_one(tmp_path), trained, only_one(tmp_path, wait_s=0):
+    with run_lock(tmp_path), trained, run_lock(tmp_path, wait_s=0):
         pass
-    with only_one(tmp_path, wait_s=0):
+    with run_lock(tmp_path, wait_s=0):
         pass
 
 
 def test_another_process_evaluates_beside_training(judged: RunConfig, dataset_folder: Path, tmp_path: Path) -> None:
     """Training never evaluates itself, and keeps what the other one found best."""
-    from pipeline.train.watch import follow
+    from pipeline.train.watch import watch
 
     beside = {"eval_on": "side", "eval_every": 1, "keep": 1, "checkpoint_every": 1, "patience": 9}
     config = run(tmp_path, dataset_folder, "beside", run=beside, schedule={"steps": 6})
     with ThreadPoolExecutor(1) as pool:
         seen: list[int] = []
-        following = pool.submit(follow, config, lambda line: seen.append(line["step"]), poll_s=0.02)
+        following = pool.submit(watch, config, lambda line: seen.append(line["step"]), poll_s=0.02)
         train_run(config)
         following.result(timeout=60)
     assert seen == sorted(set(seen)) and seen[-1] == 6
     best = best_step(read_evaluations(config.folder))
-    assert run_checkpoint(config.folder).step == best
+    assert best_checkpoint(config.folder).step == best
     assert {path.name for path in (config.folder / "checkpoints").glob("step-*")} >= {f"step-{best:08d}"}
     assert "step 6: AP" not in (config.folder / "log.txt").read_text()
 

@@ -150,19 +150,19 @@ def test_a_loss_too_large_for_fp16_is_scaled_down_and_its_step_left_out(folder: 
     from torch.amp.grad_scaler import GradScaler
 
     from pipeline.core.distributed import World
-    from pipeline.train.nonfinite import spoiled
+    from pipeline.train.nonfinite import is_nonfinite
 
     scaler = GradScaler("cpu", init_scale=4.0)
     infinite, fine = torch.tensor(float("inf")), [(torch.tensor([3]), {"loss": torch.tensor([1.0])})]
     spoilt = [(torch.tensor([3]), {"loss": torch.tensor([float("nan")])})]
     scaler.scale(torch.tensor(1.0))  # which makes it begin
-    assert not spoiled(infinite, fine, scaler, World())
-    assert spoiled(infinite, spoilt, scaler, World())
-    assert spoiled(infinite, fine, GradScaler("cpu", enabled=False), World())
-    assert not spoiled(torch.tensor(1.0), fine, scaler, World())
+    assert not is_nonfinite(infinite, fine, scaler, World())
+    assert is_nonfinite(infinite, spoilt, scaler, World())
+    assert is_nonfinite(infinite, fine, GradScaler("cpu", enabled=False), World())
+    assert not is_nonfinite(torch.tensor(1.0), fine, scaler, World())
     tiny = GradScaler("cpu", init_scale=0.5)
     tiny.scale(torch.tensor(1.0))
-    assert spoiled(infinite, fine, tiny, World()), "nothing is left to scale down"
+    assert is_nonfinite(infinite, fine, tiny, World()), "nothing is left to scale down"
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_a_page_whose_loss_is_not_finite_ends_all_ranks_before_the_step(dataset_
         said = output_of(processes)
     finally:
         end_ranks(processes)
-    key = PackedDataset(dataset_folder).record(sample).key
+    key = PackedDataset(dataset_folder).sample(sample).key
     assert said.count(f"step {bad_step}: gradients are not finite (loss_box nan on {key}") == 2
     assert said.count("loss_box nan); the step was not taken") == 2
     last = newest_checkpoint(config.folder / "checkpoints")

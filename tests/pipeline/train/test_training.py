@@ -108,7 +108,7 @@ def test_live_and_cached_teachers_give_the_same_losses(trained: Path, dataset_fo
 
 
 def test_views_of_a_cache_are_replayed(trained: Path, dataset_folder: Path) -> None:
-    from pipeline.data.loading.loader import PageItems, collate
+    from pipeline.data.loading.loader import PageDataset, collate
     from pipeline.data.loading.order import SampleRef
     from pipeline.train.builders import signal_source
 
@@ -119,7 +119,7 @@ def test_views_of_a_cache_are_replayed(trained: Path, dataset_folder: Path) -> N
     dataset = PackedDataset(dataset_folder)
     cached = signal_source(config, dataset, CPU)
     teacher = signal_source(student(trained, dataset_folder, "views-live", teacher=live), dataset, CPU)
-    items = PageItems(dataset, config.data.view, config.run.seed, config.views)
+    items = PageDataset(dataset, config.data.view, config.run.seed, config.views)
     batch = collate([items[SampleRef(epoch, sample)] for epoch, sample in ((0, 3), (1, 3), (3, 5))])
     first, second = cached.signals(batch), teacher.signals(batch)
     assert first is not None and second is not None

@@ -11,19 +11,19 @@ from PIL import Image
 
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.loading.augmentation import (
-    View,
-    ViewConfig,
-    apply_view,
+    Augmentation,
+    AugmentationConfig,
     boxes_to_canvas,
-    evaluation_view,
-    place,
-    training_view,
+    compute_transform,
+    evaluation_augmentation,
+    render_page,
+    training_augmentation,
 )
-from pipeline.data.loading.loader import PageItems, collate
+from pipeline.data.loading.loader import PageDataset, collate
 from pipeline.data.loading.order import SampleRef
 
-PLAIN = ViewConfig(canvas=(128, 96), shortest_edge=(64, 96))
-BUSY = ViewConfig(canvas=(128, 96), shortest_edge=(64, 96), flip=0.5, crop=0.6, noise=0.8)
+PLAIN = AugmentationConfig(canvas=(128, 96), shortest_edge=(64, 96))
+BUSY = AugmentationConfig(canvas=(128, 96), shortest_edge=(64, 96), flip=0.5, crop=0.6, noise=0.8)
 
 
 def marked_page() -> tuple[Image.Image, np.ndarray]:
@@ -36,10 +36,12 @@ def marked_page() -> tuple[Image.Image, np.ndarray]:
 @pytest.mark.parametrize("v", range(12))
 def test_boxes_stay_on_what_they_mark(v: int) -> None:
     image, boxes = marked_page()
-    view = training_view(ViewConfig(canvas=(128, 96), shortest_edge=(64, 96), flip=0.5, crop=0.6), 1, 5, v)
-    placed = place(*image.size, view, PLAIN.canvas)
+    view = training_augmentation(
+        AugmentationConfig(canvas=(128, 96), shortest_edge=(64, 96), flip=0.5, crop=0.6), 1, 5, v
+    )
+    placed = compute_transform(*image.size, view, PLAIN.canvas)
     left, top, right, bottom = boxes_to_canvas(boxes, placed)[0]
-    page = apply_view(image, view, PLAIN.canvas)[0, : placed.height, : placed.width]
+    page = render_page(image, view, PLAIN.canvas)[0, : placed.height, : placed.width]
     rows, columns = np.nonzero(page < 128)
     assert abs(columns.min() - left) <= 1.5 and abs(columns.max() + 1 - right) <= 1.5
     assert abs(rows.min() - top) <= 1.5 and abs(rows.max() + 1 - bottom) <= 1.5
@@ -48,7 +50,7 @@ def test_boxes_stay_on_what_they_mark(v: int) -> None:
 @pytest.mark.parametrize("v", range(6))
 def test_the_affine_map_takes_boxes_to_the_canvas(v: int) -> None:
     _, boxes = marked_page()
-    placed = place(200, 260, training_view(BUSY, 0, 3, v), BUSY.canvas)
+    placed = compute_transform(200, 260, training_augmentation(BUSY, 0, 3, v), BUSY.canvas)
     scale_x, scale_y, shift_x, shift_y = placed.affine
     across = sorted(value * scale_x + shift_x for value in (70, 130))
     down = [value * scale_y + shift_y for value in (100, 160)]
@@ -57,17 +59,21 @@ def test_the_affine_map_takes_boxes_to_the_canvas(v: int) -> None:
 
 
 def test_a_view_is_a_pure_function_of_seed_sample_and_number(dataset_folder: Path) -> None:
-    first, again = (PageItems(PackedDataset(dataset_folder), BUSY, 1, 0) for _ in range(2))
+    first, again = (PageDataset(PackedDataset(dataset_folder), BUSY, 1, 0) for _ in range(2))
     refs = [SampleRef(epoch, sample) for epoch in (0, 1) for sample in (2, 5)]
     forward, backward = collate(first.__getitems__(refs)), collate(again.__getitems__(refs[::-1]))
     assert torch.equal(forward.images, backward.images.flip(0))
     assert torch.equal(forward.views, backward.views.flip(0))
     assert not torch.equal(forward.images[0], forward.images[2])  # another epoch
-    assert training_view(BUSY, 0, 2, 1) != training_view(BUSY, 1, 2, 1) != training_view(BUSY, 1, 3, 1)
+    assert (
+        training_augmentation(BUSY, 0, 2, 1)
+        != training_augmentation(BUSY, 1, 2, 1)
+        != training_augmentation(BUSY, 1, 3, 1)
+    )
 
 
 def test_views_spread_over_their_ranges() -> None:
-    views = [training_view(BUSY, 0, sample, 0) for sample in range(400)]
+    views = [training_augmentation(BUSY, 0, sample, 0) for sample in range(400)]
     assert {view.shortest_edge for view in views} == set(range(64, 97))
     assert 0.4 < np.mean([view.flip for view in views]) < 0.6
     widths = [view.crop[2] - view.crop[0] for view in views]
@@ -77,34 +83,34 @@ def test_views_spread_over_their_ranges() -> None:
 
 
 def test_nothing_varies_unless_asked_for() -> None:
-    plain = ViewConfig(canvas=(128, 96), shortest_edge=(96, 96))
+    plain = AugmentationConfig(canvas=(128, 96), shortest_edge=(96, 96))
     for sample in range(20):
-        view = training_view(plain, 0, sample, 0)
+        view = training_augmentation(plain, 0, sample, 0)
         assert (view.shortest_edge, view.flip, view.crop, view.noise) == (96, False, (0.0, 0.0, 1.0, 1.0), 0.0)
 
 
 def test_noise_is_seen_and_bounded() -> None:
     image, _ = marked_page()
-    clean = apply_view(image, View(96), (128, 96)).astype(int)
-    noisy = apply_view(image, View(96, noise=1.0, noise_key=9), (128, 96)).astype(int)
+    clean = render_page(image, Augmentation(96), (128, 96)).astype(int)
+    noisy = render_page(image, Augmentation(96, noise=1.0, noise_key=9), (128, 96)).astype(int)
     deviation = np.abs(noisy - clean)[:, :124, :95]
     assert 5 < deviation.mean() < 60
     assert noisy[:, 124 + 2 :, :].max() == 0  # the canvas beside the page stays black
 
 
 def test_a_crop_keeps_the_size_that_regions_have() -> None:
-    whole = place(200, 260, View(64), (128, 96))
-    part = place(200, 260, View(64, crop=(0.2, 0.3, 0.9, 1.0)), (128, 96))
+    whole = compute_transform(200, 260, Augmentation(64), (128, 96))
+    part = compute_transform(200, 260, Augmentation(64, crop=(0.2, 0.3, 0.9, 1.0)), (128, 96))
     assert part.scale == pytest.approx(whole.scale, rel=0.02)
     assert part.crop == (40, 78, 180, 260)
 
 
 def test_landscape_pages_fit_the_canvas() -> None:
-    placed = place(1024, 724, evaluation_view(PLAIN), PLAIN.canvas)
+    placed = compute_transform(1024, 724, evaluation_augmentation(PLAIN), PLAIN.canvas)
     assert (placed.width, placed.height) == (96, 68)
 
 
 @pytest.mark.parametrize("canvas", [(100, 96), (0, 96)])
 def test_a_canvas_off_the_grid_is_refused(canvas: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="multiples of 32"):
-        ViewConfig(canvas=canvas)
+        AugmentationConfig(canvas=canvas)

@@ -14,11 +14,11 @@ from graphkd.errors import ConfigError
 from pipeline.data.loading.order import (
     CanonicalOrder,
     batch_positions,
-    require_pages_for_all,
+    check_batch_size,
     sample_seed,
-    share,
+    split_range,
 )
-from pipeline.data.loading.rng import permuted, uniforms, words
+from pipeline.data.loading.rng import feistel_permute, random_uint64, random_uniform
 
 pytestmark = pytest.mark.ledger
 
@@ -79,13 +79,13 @@ def test_ranks_and_workers_share_the_same_global_batches(
 @settings(max_examples=30, deadline=None)
 def test_the_keyed_permutation_is_a_bijection(size: int, key: int) -> None:
     index = np.arange(size)
-    sent = permuted(index, np.full(size, size), np.full(size, key, dtype=np.uint64))
+    sent = feistel_permute(index, np.full(size, size), np.full(size, key, dtype=np.uint64))
     assert sorted(sent.tolist()) == list(range(size))
 
 
 def test_the_order_is_part_of_the_format() -> None:
     """Changing any of these makes checkpoints mean other samples: it takes a new ORDER_VERSION."""
-    assert words(7, 2).tolist() == [7191089600892374487, 309689372594955804]
+    assert random_uint64(7, 2).tolist() == [7191089600892374487, 309689372594955804]
     assert read(CanonicalOrder((3, 5, 4), 7, 4), 1) == [10, 3, 5, 6, 9, 0, 8, 4, 7, 2, 1, 11]
     assert sample_seed(7, 1, 3) == 987026514588351028
 
@@ -98,13 +98,13 @@ def test_ranks_cover_each_global_batch_exactly(ranks: int, batch: int, step: int
 
 
 def test_unequal_shares_differ_by_one_at_most() -> None:
-    assert sorted(len(share(8, part, 3)) for part in range(3)) == [2, 3, 3]
+    assert sorted(len(split_range(8, part, 3)) for part in range(3)) == [2, 3, 3]
 
 
 def test_a_batch_that_leaves_a_rank_without_a_page_is_refused_with_the_nearest_that_does_not() -> None:
-    require_pages_for_all(8, 3)
+    check_batch_size(8, 3)
     with pytest.raises(ConfigError, match=r"batch 3 leaves some of 4 workers .* schedule.batch=4, or give at most 3"):
-        require_pages_for_all(3, 4)
+        check_batch_size(3, 4)
 
 
 def test_epochs_and_seeds_differ() -> None:
@@ -140,7 +140,7 @@ def test_a_shard_is_read_by_few_ranks_and_forward(ranks: int, batch: int) -> Non
     steps = order.samples // batch
     for rank in range(ranks):
         positions = np.concatenate([np.array(batch_positions(step, batch, rank, ranks)) for step in range(steps)])
-        samples = order.samples_of(0, positions)
+        samples = order.group_samples(0, positions)
         for shard in np.unique(samples // 512).tolist():
             readers.setdefault(shard, set()).add(rank)
             rows = samples[samples // 512 == shard] % 512
@@ -170,7 +170,7 @@ def test_a_million_shards_of_one_sample() -> None:
 
 
 def test_random_numbers_are_uniform() -> None:
-    numbers = uniforms(5, 20_000)
+    numbers = random_uniform(5, 20_000)
     assert numbers.min() >= 0 and numbers.max() < 1
     assert np.allclose(np.histogram(numbers, bins=10, range=(0, 1))[0], 2000, atol=200)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import CheckpointError
-from pipeline.data.loading.state import STATE_VERSION, DataState, read_state
+from pipeline.data.loading.state import STATE_VERSION, DataState, load_data_state
 
 STATE = DataState(dataset="abc", seed=3, batch=8, position=80)
 
@@ -15,7 +15,7 @@ STATE = DataState(dataset="abc", seed=3, batch=8, position=80)
 def test_it_is_a_few_numbers_and_an_identity_and_comes_back() -> None:
     content = STATE.model_dump()
     assert len(content) == 6
-    assert read_state(content, 10, "x") == STATE
+    assert load_data_state(content, 10, "x") == STATE
 
 
 @pytest.mark.parametrize(
@@ -30,15 +30,15 @@ def test_it_is_a_few_numbers_and_an_identity_and_comes_back() -> None:
 def test_another_order_is_refused_by_name(name: str, value: Any, said: str) -> None:
     other = STATE.model_copy(update={name: value})
     with pytest.raises(CheckpointError, match=rf"step-10 was trained with {said}"):
-        STATE.require_same_order(other, "step-10")
-    STATE.require_same_order(STATE.model_copy(update={"position": 0}), "step-10")
+        STATE.check_same_order(other, "step-10")
+    STATE.check_same_order(STATE.model_copy(update={"position": 0}), "step-10")
 
 
 def test_an_older_version_is_upgraded() -> None:
     first = {"dataset": "abc", "seed": 3, "order_version": 2, "batch": 8}
-    assert read_state(first, 10, "x") == STATE
+    assert load_data_state(first, 10, "x") == STATE
     with pytest.raises(CheckpointError, match="order version 1, not 2"):
-        read_state({**first, "order_version": 1}, 10, "x").require_same_order(STATE, "x")
+        load_data_state({**first, "order_version": 1}, 10, "x").check_same_order(STATE, "x")
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_an_older_version_is_upgraded() -> None:
 )
 def test_a_state_that_cannot_be_read_is_named(content: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        read_state(content, 10, "x")
+        load_data_state(content, 10, "x")

@@ -23,15 +23,15 @@ from pipeline.core.errors import DataError, OutputError
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.format.index import build_index, open_index
 from pipeline.data.format.schema import index_path
-from pipeline.data.loading.augmentation import ViewConfig
-from pipeline.data.loading.batches import FiniteBatches, StepBatches
-from pipeline.data.loading.loader import PageItems, page_loader
+from pipeline.data.loading.augmentation import AugmentationConfig
+from pipeline.data.loading.batches import FinitePassBatches, TrainBatches
+from pipeline.data.loading.loader import PageDataset, page_loader
 from pipeline.data.loading.order import CanonicalOrder, SampleRef
 from pipeline.data.prepare.pack import pack
-from pipeline.data.prepare.summary import describe
+from pipeline.data.prepare.summary import summarize
 from pipeline.data.prepare.verify import verify
 
-VIEW = ViewConfig(canvas=(128, 96), shortest_edge=(64, 96))
+VIEW = AugmentationConfig(canvas=(128, 96), shortest_edge=(64, 96))
 
 
 def test_what_is_packed_is_read_back(coco_folder: Path, dataset_folder: Path) -> None:
@@ -41,7 +41,7 @@ def test_what_is_packed_is_read_back(coco_folder: Path, dataset_folder: Path) ->
     assert dataset.class_names == ["Text", "Picture", "Title"]
     assert dataset.text_classes == [True, False, True]
     for sample in range(len(dataset)):
-        record = dataset.record(sample)
+        record = dataset.sample(sample)
         expected = [entry["bbox"] for entry in coco["annotations"] if entry["image_id"] == record.image_id]
         assert record.boxes.tolist() == expected
         with Image.open(coco_folder / "images" / record.file_name) as image:
@@ -50,8 +50,8 @@ def test_what_is_packed_is_read_back(coco_folder: Path, dataset_folder: Path) ->
 
 def test_pages_without_regions_stay_as_background(dataset_folder: Path) -> None:
     dataset = PackedDataset(dataset_folder)
-    assert [len(dataset.record(sample).boxes) for sample in (8, 9)] == [0, 0]
-    assert describe(dataset_folder)["pages"] == 10
+    assert [len(dataset.sample(sample).boxes) for sample in (8, 9)] == [0, 0]
+    assert summarize(dataset_folder)["pages"] == 10
 
 
 def test_packing_is_deterministic_and_packing_again_changes_nothing(coco_folder: Path, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_repair_clips_and_drops(coco_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "bad.json"
     path.write_text(json.dumps(coco))
     pack(path, coco_folder / "images", tmp_path / "out", repair=True)
-    record = PackedDataset(tmp_path / "out").record(0)
+    record = PackedDataset(tmp_path / "out").sample(0)
     assert record.boxes[0].tolist() == [80, 10, 16, 10]
     assert len(record.boxes) == sum(entry["image_id"] == 100 for entry in coco["annotations"]) - 1
 
@@ -181,11 +181,11 @@ def test_shard_names_cannot_leave_the_folder(copy: Path) -> None:
 def batches(dataset: PackedDataset, ranks: int, workers: int, start: int = 0, stop: int = 6) -> list[list[int]]:
     """The samples of each global batch, read by all ranks together."""
     order = CanonicalOrder(dataset.shard_sizes, seed=5, batch=4)
-    items = PageItems(dataset, VIEW, seed=5, views=0)
+    items = PageDataset(dataset, VIEW, seed=5, views=0)
     read = [
         [
             batch.samples.tolist()
-            for batch in page_loader(items, StepBatches(order, 4, rank, ranks, start, stop), workers)
+            for batch in page_loader(items, TrainBatches(order, 4, rank, ranks, start, stop), workers)
         ]
         for rank in range(ranks)
     ]
@@ -203,7 +203,9 @@ def test_global_batches_do_not_depend_on_ranks_workers_or_restarts(dataset_folde
 
 @pytest.mark.parametrize("ranks", [1, 3, 16])
 def test_the_finite_pass_reads_every_page_once(dataset_folder: Path, ranks: int) -> None:
-    seen = [ref.sample for rank in range(ranks) for batch in FiniteBatches(range(10), 2, rank, ranks) for ref in batch]
+    seen = [
+        ref.sample for rank in range(ranks) for batch in FinitePassBatches(range(10), 2, rank, ranks) for ref in batch
+    ]
     assert sorted(seen) == list(range(10))
 
 
@@ -211,14 +213,14 @@ PACKING = """
 import os, sys, time
 from pathlib import Path
 import pipeline.data.prepare.pack as packing
-written = packing.pack_shard
+written = packing.write_shard
 def slowly(task):
     shard = written(task)
     if int(sys.argv[4]) == task.first:
         print("ready", flush=True)
         time.sleep(60)
     return shard
-packing.pack_shard = slowly
+packing.write_shard = slowly
 packing.pack(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), samples_per_shard=2, workers=1)
 """
 
@@ -287,7 +289,7 @@ def test_ray_writes_the_same_bytes(coco_folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_batch_is_a_handful_of_tensors_whatever_its_size(dataset_folder: Path) -> None:
-    items = PageItems(PackedDataset(dataset_folder), VIEW, 0, -1)
+    items = PageDataset(PackedDataset(dataset_folder), VIEW, 0, -1)
     for size in (1, 10):
         batch = next(iter(page_loader(items, [[SampleRef(0, sample) for sample in range(size)]], 0)))
         values = [getattr(batch, field.name) for field in fields(batch)]
@@ -296,12 +298,12 @@ def test_a_batch_is_a_handful_of_tensors_whatever_its_size(dataset_folder: Path)
 
 
 def test_few_files_stay_open(dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.data.storage.local.OPEN_FILES", 2)
-    monkeypatch.setattr("pipeline.data.format.dataset.OPEN_INDEXES", 2)
+    monkeypatch.setattr("pipeline.data.storage.local.MAX_OPEN_FILES", 2)
+    monkeypatch.setattr("pipeline.data.format.dataset.MAX_OPEN_INDEXES", 2)
     shutil.copytree(dataset_folder, tmp_path / "own")
     dataset = PackedDataset(tmp_path / "own")
     for sample in (0, 4, 8, 1, 5, 9):
-        dataset.images([dataset.record(sample)])
+        dataset.images([dataset.sample(sample)])
         own = [path for path in descriptors() if path.startswith(str(tmp_path))]
         for ending in (".tar", ".arrow"):
             assert len([path for path in own if path.endswith(ending)]) <= 2

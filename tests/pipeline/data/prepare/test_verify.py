@@ -17,13 +17,13 @@ from PIL import Image
 from pipeline.core.errors import DataError
 from pipeline.data.format.dataset import BadSampleError, PackedDataset
 from pipeline.data.format.schema import index_path, read_dataset_json
-from pipeline.data.loading.augmentation import ViewConfig
-from pipeline.data.loading.loader import PageItems, collate, within_budget
+from pipeline.data.loading.augmentation import AugmentationConfig
+from pipeline.data.loading.loader import PageDataset, collate, limit_bad_samples
 from pipeline.data.loading.order import SampleRef
 from pipeline.data.prepare.index_external import index_dataset
 from pipeline.data.prepare.verify import verify
 
-VIEW = ViewConfig(canvas=(128, 96), shortest_edge=(96, 96))
+VIEW = AugmentationConfig(canvas=(128, 96), shortest_edge=(96, 96))
 Members = dict[str, bytes]
 
 
@@ -105,10 +105,10 @@ def test_a_bad_sample_is_named_and_can_be_taken_out_for_good(copy: Path, message
     assert after.identity() != before.identity()
     assert verify(copy, workers=1) == []
     dataset = PackedDataset(copy)
-    keys = [dataset.record(sample).key for sample in range(len(dataset))]
+    keys = [dataset.sample(sample).key for sample in range(len(dataset))]
     assert len(keys) == 9 and KEY not in keys
     index_path(copy / SHARD).unlink()  # a lost index is made again without what was taken out
-    assert [PackedDataset(copy).record(sample).key for sample in range(9)] == keys
+    assert [PackedDataset(copy).sample(sample).key for sample in range(9)] == keys
 
 
 def test_a_sound_dataset_has_no_problems(copy: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_sound_dataset_has_no_problems(copy: Path) -> None:
 
 
 def test_a_flipped_byte_is_found_and_its_sample_named(copy: Path) -> None:
-    record = PackedDataset(copy).record(5)
+    record = PackedDataset(copy).sample(5)
     path = copy / SHARD
     content = bytearray(path.read_bytes())
     content[record.image_offset + record.image_bytes // 2] ^= 1
@@ -184,15 +184,15 @@ def test_tars_made_elsewhere_are_indexed_where_they_lie(dataset_folder: Path, tm
     assert verify(folder, workers=1) == []
     assert [category.text for category in dataset.categories] == [True, False, True]
     ours, theirs = PackedDataset(dataset_folder), PackedDataset(folder)
-    by_id = {theirs.record(sample).image_id: theirs.record(sample).boxes.tolist() for sample in range(10)}
-    assert by_id == {ours.record(sample).image_id: ours.record(sample).boxes.tolist() for sample in range(10)}
+    by_id = {theirs.sample(sample).image_id: theirs.sample(sample).boxes.tolist() for sample in range(10)}
+    assert by_id == {ours.sample(sample).image_id: ours.sample(sample).boxes.tolist() for sample in range(10)}
 
 
 def broken(copy: Path, *keys: str) -> PackedDataset:
     """Damage images in place, as a disk would, so that nothing knows of it yet."""
     dataset = PackedDataset(copy)
     for sample in range(len(dataset)):
-        record = dataset.record(sample)
+        record = dataset.sample(sample)
         if record.key in keys:
             with (copy / record.shard).open("r+b") as file:
                 file.seek(record.image_offset)
@@ -201,17 +201,17 @@ def broken(copy: Path, *keys: str) -> PackedDataset:
 
 
 def test_a_bad_sample_stops_a_run_naming_shard_and_key(copy: Path) -> None:
-    items = PageItems(broken(copy, KEY), VIEW, 0, 0)
+    items = PageDataset(broken(copy, KEY), VIEW, 0, 0)
     with pytest.raises(BadSampleError, match=rf"{SHARD}: the image of '{KEY}' cannot be read"):
         items[SampleRef(0, 5)]
 
 
 def test_a_bad_sample_is_stood_in_for_under_a_budget(copy: Path) -> None:
-    items = PageItems(broken(copy, KEY, "000000006"), VIEW, 0, 0, stand_ins=True)
+    items = PageDataset(broken(copy, KEY, "000000006"), VIEW, 0, 0, substitute_bad=True)
     batch = collate(items.__getitems__([SampleRef(0, 5), SampleRef(0, 1)]))
     assert batch.samples.tolist() == [7, 1]  # the next that can be read, under any topology
-    assert batch.instead_of.tolist() == [5, -1]
+    assert batch.replaced_sample.tolist() == [5, -1]
     again = collate([items[SampleRef(1, 6)]])
-    assert len(list(within_budget([batch, batch, again], tolerated=2))) == 3
+    assert len(list(limit_bad_samples([batch, batch, again], tolerated=2))) == 3
     with pytest.raises(DataError, match=r"2 pages could not be read, such as sample 5, but data.bad_samples is 1"):
-        list(within_budget([batch, again], tolerated=1))
+        list(limit_bad_samples([batch, again], tolerated=1))

@@ -17,9 +17,9 @@ import torch
 from graphkd.errors import ConfigError
 from pipeline.core.errors import DataError
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.data.loading.augmentation import ViewConfig
-from pipeline.data.loading.batches import StepBatches
-from pipeline.data.loading.loader import PageItems, page_loader
+from pipeline.data.loading.augmentation import AugmentationConfig
+from pipeline.data.loading.batches import TrainBatches
+from pipeline.data.loading.loader import PageDataset, page_loader
 from pipeline.data.loading.order import CanonicalOrder
 from pipeline.data.storage.base import StorageConfig
 from pipeline.data.storage.open import open_store
@@ -27,7 +27,7 @@ from pipeline.data.storage.remote import RemoteStore, _options
 from pipeline.data.storage.shard_cache import CachedStore
 from tests.support.servers import Files, served_bucket, served_files
 
-VIEW = ViewConfig(canvas=(128, 96), shortest_edge=(64, 96))
+VIEW = AugmentationConfig(canvas=(128, 96), shortest_edge=(64, 96))
 QUICK = StorageConfig(attempts=4, timeout_s=0.5)
 SHARD = "shard-000000.tar"
 
@@ -41,8 +41,8 @@ def files(dataset_folder: Path) -> Iterator[Files]:
 def pages(location: str | Path, storage: StorageConfig | None = None, workers: int = 0) -> list[torch.Tensor]:
     dataset = PackedDataset(location, storage)
     order = CanonicalOrder(dataset.shard_sizes, 1, 4)
-    items = PageItems(dataset, VIEW, 1, 0)
-    return [batch.images for batch in page_loader(items, StepBatches(order, 4, 0, 1, 0, 4), workers)]
+    items = PageDataset(dataset, VIEW, 1, 0)
+    return [batch.images for batch in page_loader(items, TrainBatches(order, 4, 0, 1, 0, 4), workers)]
 
 
 def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
@@ -65,7 +65,7 @@ def test_loader_workers_open_connections_of_their_own(dataset_folder: Path, file
 def test_only_the_bytes_that_are_needed_travel(dataset_folder: Path, files: Files) -> None:
     store = open_store(files.url, QUICK)
     dataset = PackedDataset(files.url, QUICK)
-    record = dataset.record(1)
+    record = dataset.sample(1)
     assert dataset.images([record]) == [
         (dataset_folder / SHARD).read_bytes()[record.image_offset : record.image_offset + record.image_bytes]
     ]
@@ -95,7 +95,7 @@ def test_faults_that_pass_are_got_over(dataset_folder: Path, files: Files, fault
 )
 def test_faults_that_stay_are_one_line(files: Files, fault: str, message: str) -> None:
     dataset = PackedDataset(files.url, StorageConfig(attempts=3, timeout_s=0.3))
-    records = [dataset.record(5), dataset.record(0)]  # of two shards: the one at fault is named
+    records = [dataset.sample(5), dataset.sample(0)]  # of two shards: the one at fault is named
     files.faults[SHARD] = [fault] * 9
     files.stall_s = 0.8
     with pytest.raises(DataError, match=message) as caught:
@@ -106,7 +106,7 @@ def test_faults_that_stay_are_one_line(files: Files, fault: str, message: str) -
 
 def test_one_failed_range_does_not_fetch_the_others_again(files: Files) -> None:
     dataset = PackedDataset(files.url, QUICK)
-    records = [dataset.record(sample) for sample in (0, 5, 9)]
+    records = [dataset.sample(sample) for sample in (0, 5, 9)]
     files.faults["shard-000001.tar"] = ["503"]
     before = dict(files.requests)
     dataset.images([*records, records[0]])
@@ -150,7 +150,7 @@ def cached(files: Files, folder: Path, gigabytes: float = 1.0) -> tuple[PackedDa
 
 
 def read_all(dataset: PackedDataset) -> list[bytes]:
-    return [dataset.images([dataset.record(sample)])[0] for sample in range(len(dataset))]
+    return [dataset.images([dataset.sample(sample)])[0] for sample in range(len(dataset))]
 
 
 def copies(folder: Path) -> list[str]:
@@ -172,7 +172,7 @@ def test_shards_are_copied_once_and_read_from_the_copy(dataset_folder: Path, fil
 def test_the_cache_keeps_its_bound_and_drops_what_was_used_longest_ago(files: Files, tmp_path: Path) -> None:
     dataset, store = cached(files, tmp_path, gigabytes=25_000 / 1e9)  # two shards of 10 kB
     for shard, sample in enumerate((0, 4, 8)):
-        dataset.images([dataset.record(sample)])
+        dataset.images([dataset.sample(sample)])
         store.close()
         os.utime(store.folder / f"shard-{shard:06d}.tar", (shard, shard))
         used = sum(path.stat().st_size for path in tmp_path.glob("*/*.tar"))
@@ -200,7 +200,7 @@ def test_a_copy_that_does_not_fit_its_checksum_is_not_kept(
     (altered / SHARD).write_bytes(content)
     files.folder = altered
     dataset, store = cached(files, tmp_path / "cache")
-    dataset.images([dataset.record(0)])
+    dataset.images([dataset.sample(0)])
     store.close()
     assert copies(tmp_path / "cache") == []
     assert "has other bytes than its description says" in caplog.text
@@ -221,7 +221,7 @@ from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.storage.base import StorageConfig
 from pathlib import Path
 dataset = PackedDataset(sys.argv[1], StorageConfig(cache=Path(sys.argv[2]), timeout_s=60))
-dataset.images([dataset.record(0)])
+dataset.images([dataset.sample(0)])
 dataset.store.close()
 """
 
@@ -229,7 +229,7 @@ dataset.store.close()
 def test_a_killed_copy_leaves_nothing_that_is_believed(files: Files, tmp_path: Path) -> None:
     files.stall_s = 60
     dataset = PackedDataset(files.url, QUICK)
-    record = dataset.record(0)
+    record = dataset.sample(0)
     files.faults[SHARD] = ["none", "stall"]  # the sample itself comes, its shard hangs
     victim = subprocess.Popen([sys.executable, "-c", COPYING, files.url, str(tmp_path)])
     deadline = time.monotonic() + 60
