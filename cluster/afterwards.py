@@ -1,4 +1,4 @@
-"""Forwards to :mod:`cluster.slurm.epilogue`: jobs that version 0.1 queued call it by this name."""
+"""Forwards to :mod:`cluster.slurm.epilogue`, for jobs that version 0.1 queued. To be removed in version 0.3."""
 
 from cluster.slurm.epilogue import main
 

@@ -1,32 +1,35 @@
-"""``graphkd submit``, ``graphkd jobs``: a plug-in of the command line; nothing here needs torch."""
+"""``graphkd submit``, ``graphkd jobs`` and ``graphkd doctor``: a plug-in of the command line that needs no torch."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from cluster.records import JobRecord
+    from cluster.slurm.script import Submission
 
 SiteFile = Annotated[Path, typer.Option("--site", help="Site file, such as configs/sites/gpu-cluster.yaml.")]
 ConfigFile = Annotated[Path, typer.Argument(help="Config of the run.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, such as schedule.steps=1000.")]
-Nodes = Annotated[str, typer.Option("--nodes", help="How many nodes, such as 2, or 1-4 for what there is room for.")]
-After = Annotated[
-    list[str] | None, typer.Option("--after", help="Job that must have finished before; may be repeated.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the script and submit nothing.")]
+Nodes = Annotated[str, typer.Option("--nodes", help="Number of nodes, such as 2, or a range, such as 1-4.")]
+After = Annotated[list[str] | None, typer.Option("--after", help="Id of a job that must finish first; repeatable.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the script without submitting it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON document.")]
 RunFolder = Annotated[Path, typer.Argument(help="Run folder.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    submit = typer.Typer(help="Run on a cluster.", no_args_is_help=True)
+    submit = typer.Typer(help="Submit runs to a cluster.", no_args_is_help=True)
     submit.command("slurm")(submit_slurm)
     submit.command("pipeline")(submit_pipeline)
     submit.command("ray")(submit_to_ray)
     app.add_typer(submit, name="submit")
-    jobs = typer.Typer(help="Submitted jobs.", no_args_is_help=True)
+    jobs = typer.Typer(help="Manage submitted jobs.", no_args_is_help=True)
     for command in (list_jobs, logs, cancel, resume):
         jobs.command(command.__name__.removesuffix("_jobs"))(command)
     app.add_typer(jobs, name="jobs")
@@ -40,27 +43,26 @@ def submit_slurm(
     nodes: Nodes = "1",
     cache: Annotated[bool, typer.Option("--cache", help="Build the teacher cache instead of training.")] = False,
     tasks: Annotated[
-        int, typer.Option("--tasks", min=0, help="With --cache: as an array of so many tasks that share the work.")
+        int, typer.Option("--tasks", min=0, help="With --cache: size of a job array whose tasks share the work.")
     ] = 0,
     after: After = None,
     dry_run: DryRun = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Submit a run to Slurm and return at once."""
+    """Submit a run to Slurm."""
     from cluster.site import load_site
     from cluster.slurm.plan import cache_job, training_job
-    from cluster.slurm.submit import script
+    from cluster.slurm.script import sbatch_script
 
-    where = load_site(site)
-    words = tuple(after or ())
+    description, jobs = load_site(site), tuple(after or ())
     if cache:
-        job = cache_job(config, overrides or [], where, tasks=tasks, nodes=nodes, after=words)
+        job = cache_job(config, overrides or [], description, tasks=tasks, nodes=nodes, after=jobs)
     else:
-        job = training_job(config, overrides or [], where, nodes=nodes, after=words)
+        job = training_job(config, overrides or [], description, nodes=nodes, after=jobs)
     if dry_run:
-        typer.echo(script(job))
+        typer.echo(sbatch_script(job))
         return
-    _submitted(job, as_json)
+    _print_submitted([_submit(job)], as_json)
 
 
 def submit_pipeline(
@@ -68,58 +70,55 @@ def submit_pipeline(
     teacher: Annotated[Path, typer.Option("--teacher", help="Config of their teacher.")],
     site: SiteFile,
     nodes: Nodes = "1",
-    tasks: Annotated[int, typer.Option("--tasks", min=1, help="Tasks that build the cache.")] = 1,
+    tasks: Annotated[int, typer.Option("--tasks", min=1, help="Number of tasks that build the cache.")] = 1,
     dry_run: DryRun = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Submit teacher, cache and students as jobs that wait for each other."""
     from cluster.site import load_site
     from cluster.slurm.plan import cache_job, training_job
-    from cluster.slurm.submit import Submission, script, submit
+    from cluster.slurm.script import sbatch_script
 
     where = load_site(site)
     first = training_job(teacher, [], where, nodes=nodes)
     if dry_run:
         jobs = [first, cache_job(students[0], [], where, tasks=tasks, after=("TEACHER",))]
         jobs += [training_job(student, [], where, nodes=nodes, after=("CACHE",)) for student in students]
-        typer.echo("\n".join(script(job) for job in jobs))
+        typer.echo("\n".join(sbatch_script(job) for job in jobs))
         return
-    submitted: list[tuple[Submission, Any]] = [(first, submit(first))]
-    build = cache_job(students[0], [], where, tasks=tasks, after=(submitted[0][1].job,))
-    submitted.append((build, submit(build)))
+    submitted = [_submit(first)]
+    submitted.append(_submit(cache_job(students[0], [], where, tasks=tasks, after=(submitted[0][1].job,))))
     for student in students:
-        job = training_job(student, [], where, nodes=nodes, after=(submitted[1][1].job,))
-        submitted.append((job, submit(job)))
-    _say(submitted, as_json)
+        submitted.append(_submit(training_job(student, [], where, nodes=nodes, after=(submitted[1][1].job,))))
+    _print_submitted(submitted, as_json)
 
 
 def submit_to_ray(
     config: ConfigFile,
     overrides: Overrides = None,
-    address: Annotated[str, typer.Option("--address", help="Of the cluster's dashboard.")] = "http://127.0.0.1:8265",
+    address: Annotated[str, typer.Option("--address", help="Address of its dashboard.")] = "http://127.0.0.1:8265",
     directory: Annotated[
-        Path | None, typer.Option(help="Folder of the cluster that relative paths refer to; by default this one.")
+        Path | None, typer.Option(help="Folder on the cluster that relative paths refer to; default: this one.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay, show its log, and end as it ends.")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the log; exit 1 if the job fails.")] = True,
 ) -> None:
-    """Submit a run to a Ray cluster that is there, by its job API."""
-    from cluster.ray.jobs import submit_ray
+    """Submit a run to an existing Ray cluster."""
+    from cluster.ray.jobs import submit
 
-    record, ended = submit_ray(
-        config, overrides or [], address, directory or Path.cwd(), lambda piece: typer.echo(piece, nl=False), wait
-    )
-    typer.echo(f"job {record.job} ({record.name}): {ended.lower()}")
-    if wait and ended != "SUCCEEDED":
+    folder = directory or Path.cwd()
+    record, status = submit(config, overrides or [], address, folder, lambda piece: typer.echo(piece, nl=False), wait)
+    typer.echo(f"job {record.job} ({record.name}): {status.lower()}")
+    if wait and status != "SUCCEEDED":
         raise typer.Exit(1)
 
 
-def _submitted(job: Any, as_json: bool) -> None:
+def _submit(job: Submission) -> tuple[Submission, JobRecord]:
     from cluster.slurm.submit import submit
 
-    _say([(job, submit(job))], as_json)
+    return job, submit(job)
 
 
-def _say(submitted: list[tuple[Any, Any]], as_json: bool) -> None:
+def _print_submitted(submitted: list[tuple[Submission, JobRecord]], as_json: bool) -> None:
     from pipeline.cli.console import print_json
 
     if as_json:
@@ -133,77 +132,77 @@ def _say(submitted: list[tuple[Any, Any]], as_json: bool) -> None:
 
 def doctor(
     site: SiteFile,
-    nodes: Annotated[int, typer.Option("--nodes", min=1, help="How many nodes to look at.")] = 2,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Number of nodes to check.")] = 2,
     folder: Annotated[Path, typer.Option(help="Folder that all nodes share, for the job's files.")] = Path(
         "runs/doctor"
     ),
 ) -> None:
-    """Look at a site with a short job: folders, ports, GPUs, network, all-reduce; one line for each fault."""
+    """Check folders, ports, GPUs, network and all-reduce of a site with a short job; one line for each fault."""
     from cluster.doctor.examine import examine
     from cluster.site import load_site
 
-    findings = examine(load_site(site), nodes, folder, lambda line: typer.echo(line, err=True))
-    for finding in findings:
-        facts = ", ".join(f"{name} {value}" for name, value in finding.facts.items())
-        typer.echo(f"{finding.node}: {'fault' if finding.faults else 'well'}; {facts}")
-        for fault in finding.faults:
-            typer.echo(f"{finding.node}: FAULT {fault}")
-    raise typer.Exit(1 if any(finding.faults for finding in findings) else 0)
+    reports = examine(load_site(site), nodes, folder, lambda line: typer.echo(line, err=True))
+    for report in reports:
+        facts = ", ".join(f"{name} {value}" for name, value in report.facts.items())
+        typer.echo(f"{report.node}: {'fault' if report.faults else 'ok'}; {facts}")
+        for fault in report.faults:
+            typer.echo(f"{report.node}: FAULT {fault}")
+    raise typer.Exit(1 if any(report.faults for report in reports) else 0)
 
 
 def list_jobs(
     root: Annotated[Path, typer.Argument(help="Run folder, or the folder of runs.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document per line.")] = False,
 ) -> None:
-    """List the jobs of runs and what became of them."""
+    """List the jobs of runs with their states."""
     from cluster.jobs import as_json as job_as_json
-    from cluster.jobs import read_jobs, runs_below, state_of
+    from cluster.jobs import job_state
+    from cluster.records import read_jobs, submitted_runs
 
-    for folder in runs_below(root):
+    for folder in submitted_runs(root):
         for record in read_jobs(folder):
             if as_json:
                 typer.echo(job_as_json(folder, record))
                 continue
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.submitted))
-            typer.echo(f"{record.job:<12} {state_of(folder, record):<12} {when}  {record.name:<24} {folder}")
+            typer.echo(f"{record.job:<12} {job_state(folder, record):<12} {when}  {record.name:<24} {folder}")
 
 
 def logs(
-    run: RunFolder, follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they grow.")] = False
+    run: RunFolder, follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue as the logs grow.")] = False
 ) -> None:
-    """Show the logs of a run's newest job."""
-    from cluster.jobs import ACTIVE_STATES, log_files, state_of
+    """Print the logs of a run's newest job."""
+    from cluster.jobs import is_active, job_state, log_files
+    from cluster.ray.jobs import logs as ray_logs
 
-    if _newest(run).scheduler == "ray":
-        from cluster.ray.jobs import logs as ray_logs
-
-        typer.echo(ray_logs(_newest(run)))
+    record, printed = _newest(run), dict[Path, int]()
+    if record.scheduler == "ray":
+        typer.echo(ray_logs(record))
         return
-    record, shown = _newest(run), dict[Path, int]()
     while True:
-        living = state_of(run, record).split()[0] in ACTIVE_STATES
+        active = is_active(job_state(run, record))
         for path in log_files(record):
             with path.open(errors="replace") as file:
-                file.seek(shown.get(path, 0))
+                file.seek(printed.get(path, 0))
                 typer.echo(file.read(), nl=False)
-                shown[path] = file.tell()
-        if not follow or not living:
+                printed[path] = file.tell()
+        if not follow or not active:
             return
         time.sleep(1)
 
 
 def cancel(run: RunFolder) -> None:
-    """End a run's newest job; training saves a checkpoint first where it is given the time."""
-    from cluster.jobs import cancel as end
+    """Cancel a run's newest job. Training saves a checkpoint first if the scheduler gives it time."""
+    from cluster import jobs
 
     record = _newest(run)
-    end(record)
-    typer.echo(f"job {record.job} is being ended")
+    jobs.cancel(record)
+    typer.echo(f"job {record.job} is being cancelled")
 
 
 def resume(run: RunFolder) -> None:
-    """Submit a run's newest job again; it goes on from the run's newest whole checkpoint."""
-    from cluster.jobs import ACTIVE_STATES, state_of
+    """Resubmit a run's newest job, which continues from the newest complete checkpoint."""
+    from cluster.jobs import is_active, job_state
     from cluster.slurm.plan import resubmission
     from graphkd.errors import UserError
 
@@ -212,14 +211,14 @@ def resume(run: RunFolder) -> None:
         given = record.resubmit
         submit_to_ray(Path(given["config"]), given["overrides"], record.site, Path(given["directory"]), wait=False)
         return
-    state = state_of(run, record)
-    if state.split()[0] in ACTIVE_STATES:
+    state = job_state(run, record)
+    if is_active(state):
         raise UserError(f"job {record.job} of {run} is {state.lower()}; end it first: graphkd jobs cancel {run}")
-    _submitted(resubmission(record), as_json=False)
+    _print_submitted([_submit(resubmission(record))], as_json=False)
 
 
-def _newest(run: Path) -> Any:
-    from cluster.jobs import read_jobs
+def _newest(run: Path) -> JobRecord:
+    from cluster.records import read_jobs
     from graphkd.errors import UserError
 
     records = read_jobs(run)

@@ -1,4 +1,4 @@
-"""``graphkd doctor``: a short job on a site's nodes that looks for what would make others fail."""
+"""``graphkd doctor``: run the preflight checks as a short job on a site's nodes and collect the results."""
 
 from __future__ import annotations
 
@@ -9,51 +9,60 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.doctor.preflight import results
+from cluster.jobs import is_active
 from cluster.site import Site
+from cluster.slurm.queue import job_state
 from cluster.slurm.rendezvous import Rendezvous
+from cluster.slurm.script import Submission
 from cluster.slurm.spec import JobSpec
-from cluster.slurm.submit import Submission, submit
+from cluster.slurm.submit import submit
 from graphkd.errors import UserError
+from pipeline.core.run_paths import CLUSTER
 
 POLL_S = 0.5
+TIME_LIMIT_MINUTES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """What was found on one node."""
+    """Results of one node's checks."""
 
     node: str
     faults: list[str]
     facts: dict[str, str]
 
 
-def examine(site: Site, nodes: int, folder: Path, said: Callable[[str], None], wait_s: float = 600) -> list[NodeReport]:
-    """Run the job and gather its findings, in order of nodes.
+def examine(
+    site: Site, nodes: int, folder: Path, on_submit: Callable[[str], None], timeout_s: float = 600
+) -> list[NodeReport]:
+    """Run the checks on ``nodes`` nodes and return their reports in order of nodes.
 
     Args:
-        site: where.
-        nodes: how many of its nodes.
-        folder: on a file system that all nodes share; the job's files go below it.
-        said: gets a line about the job.
-        wait_s: for the job to begin and end. Raises UserError where it does not.
+        site: cluster to examine.
+        nodes: number of its nodes.
+        folder: on a file system that all nodes share; a new folder below it gets the job's files.
+        on_submit: called with one line about the job.
+        timeout_s: for the job to start and finish.
+
+    Raises:
+        UserError: if a node has not reported by then.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    below = Path(tempfile.mkdtemp(prefix="doctor-", dir=folder)).absolute()
-    short = site.model_copy(update={"time_minutes": min(site.time_minutes, 5), "failures": 0, "preemptions": 0})
-    spec = JobSpec(command=(), run_folder=below, directory=Path.cwd(), site=short, ray=False, trains=False)
+    job_folder = Path(tempfile.mkdtemp(prefix="doctor-", dir=folder)).absolute()
+    minutes = min(site.time_minutes, TIME_LIMIT_MINUTES)
+    short = site.model_copy(update={"time_minutes": minutes, "failures": 0, "preemptions": 0})
+    spec = JobSpec(command=(), run_folder=job_folder, directory=Path.cwd(), site=short, ray=False, trains=False)
     record = submit(Submission(name="doctor", spec=spec, nodes=str(nodes), module="cluster.doctor.preflight"))
-    said(f"job {record.job} on {nodes} nodes; logs {record.logs}")
-    meeting = Rendezvous(below / "cluster", record.job, 0, time.time() + wait_s)
-    while len(found := results(meeting, nodes)) < nodes:
-        if time.time() > meeting.deadline or _gone(record.job):
-            silent = sorted(set(range(nodes)) - set(found))
-            raise UserError(f"nodes {silent} of job {record.job} said nothing; look at {record.logs}")
+    on_submit(f"job {record.job} on {nodes} nodes; logs {record.logs}")
+    rendezvous = Rendezvous(job_folder / CLUSTER, record.job, 0, time.time() + timeout_s)
+    while len(reports := results(rendezvous, nodes)) < nodes:
+        if time.time() > rendezvous.deadline or _has_failed(record.job):
+            missing = sorted(set(range(nodes)) - set(reports))
+            raise UserError(f"nodes {missing} of job {record.job} have not reported; look at {record.logs}")
         time.sleep(POLL_S)
-    return [NodeReport(**result) for _, result in sorted(found.items())]  # type: ignore[arg-type]
+    return [NodeReport(**report) for _, report in sorted(reports.items())]  # type: ignore[arg-type]
 
 
-def _gone(job: str) -> bool:
-    from cluster.jobs import ACTIVE_STATES, slurm_state
-
-    state = slurm_state(job)
-    return bool(state) and state.split()[0] not in (*ACTIVE_STATES, "COMPLETED")
+def _has_failed(job: str) -> bool:
+    state = job_state(job)
+    return bool(state) and not is_active(state) and state.split()[0] != "COMPLETED"

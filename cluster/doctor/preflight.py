@@ -1,6 +1,6 @@
-"""Looking at a site from inside a job: ``python -m cluster.doctor.preflight SPEC.json`` on every node.
+"""Checks of a site from inside a job: ``python -m cluster.doctor.preflight SPEC.json`` on every node.
 
-Every node publishes what it found in the job's folder; :mod:`cluster.doctor.examine` gathers that.
+Each node publishes its results in the job's folder, from which :mod:`cluster.doctor.examine` collects them.
 """
 
 from __future__ import annotations
@@ -9,50 +9,51 @@ import os
 import platform
 import shutil
 import socket
-import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 
+from cluster.errors import ClusterError
 from cluster.site import Site
-from cluster.slurm.ray_node import free_ports, ports_of
-from cluster.slurm.rendezvous import ClusterError, Rendezvous
-from cluster.slurm.slurm_env import SlurmEnv, address_of, read_slurm_env
+from cluster.slurm.ray_node import candidate_ports, free_ports
+from cluster.slurm.rendezvous import Rendezvous
+from cluster.slurm.slurm_env import SlurmEnv, ipv4_address, read_slurm_env
 from cluster.slurm.spec import JobSpec
+from cluster.slurm.task import read_spec
 from graphkd.errors import UserError
+from pipeline.core.run_paths import CLUSTER
 
-LONGEST_SOCKET = 107
-"""Bytes of a Unix socket's path on Linux."""
-RAYS_PART = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
-LEAST_SHM_GB = 1.0
-MEETING_S = 60.0
-REDUCED_BYTES = 32 << 20
+MAX_SOCKET_PATH_BYTES = 107
+"""Limit of a Unix socket's path on Linux."""
+RAY_SOCKET = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+MIN_SHM_GB = 1.0
+TIMEOUT_S = 60.0
+ALL_REDUCE_BYTES = 32 << 20
 ROUNDS = 5
 RESULT = "checkup"
 
 
 def main() -> None:
-    """Check this node and publish the result."""
-    spec, place = JobSpec.model_validate_json(Path(sys.argv[1]).read_text()), read_slurm_env()
-    meeting = Rendezvous(spec.run_folder / "cluster", place.job, place.restart, time.time() + MEETING_S)
-    faults, facts = check(spec, place, meeting)
-    meeting.publish(f"{RESULT}-{place.node}", node=place.name, faults=faults, facts=facts)
+    """Check this node and publish the results."""
+    spec, task = read_spec(), read_slurm_env()
+    rendezvous = Rendezvous(spec.run_folder / CLUSTER, task.job, task.restart, time.time() + TIMEOUT_S)
+    faults, facts = check(spec, task, rendezvous)
+    rendezvous.publish(f"{RESULT}-{task.node}", node=task.name, faults=faults, facts=facts)
 
 
-def check(spec: JobSpec, place: SlurmEnv, meeting: Rendezvous) -> tuple[list[str], dict[str, str]]:
-    """Faults of this node, one line each, and facts worth knowing."""
+def check(spec: JobSpec, task: SlurmEnv, rendezvous: Rendezvous) -> tuple[list[str], dict[str, str]]:
+    """Return the faults of this node, one line each, and some facts about it."""
     facts = {"python": platform.python_version()}
     site = spec.site
     steps: list[Callable[[], object]] = [
         lambda: _shared_folders(site),
-        lambda: _memory_for_sharing(facts),
-        lambda: _socket_path(site, place),
+        lambda: _shared_memory(facts),
+        lambda: _socket_path(site, task),
         lambda: _interface(site),
         lambda: _gpus(site, facts),
         lambda: _libraries(facts),
-        lambda: _meet(place, meeting),
-        lambda: _reduce(site, place, meeting, facts),
+        lambda: _exchange_files(task, rendezvous),
+        lambda: _all_reduce(site, task, rendezvous, facts),
     ]
     faults = []
     for step in steps:
@@ -60,7 +61,7 @@ def check(spec: JobSpec, place: SlurmEnv, meeting: Rendezvous) -> tuple[list[str
             step()
         except UserError as error:  # noqa: PERF203 - a few steps
             faults.append(str(error))
-        except Exception as error:  # a doctor reports what it did not think of, too
+        except Exception as error:  # unforeseen faults are reported, too
             faults.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}")
     return faults, facts
 
@@ -69,23 +70,23 @@ def _shared_folders(site: Site) -> None:
     missing = [str(folder) for folder in site.shared if not folder.is_dir()]
     if missing:
         raise ClusterError(
-            f"shared folders {', '.join(missing)} are not there; mend shared in the site file, or the mount"
+            f"shared folders {', '.join(missing)} are not there; correct shared in the site file, or the mount"
         )
 
 
-def _memory_for_sharing(facts: dict[str, str]) -> None:
+def _shared_memory(facts: dict[str, str]) -> None:
     free = shutil.disk_usage("/dev/shm").free / 1e9
     facts["/dev/shm"] = f"{free:.1f} GB free"
-    if free < LEAST_SHM_GB:
-        raise ClusterError(f"/dev/shm has {free:.2f} GB free, loaders and Ray need {LEAST_SHM_GB:g}; enlarge it")
+    if free < MIN_SHM_GB:
+        raise ClusterError(f"/dev/shm has {free:.2f} GB free, loaders and Ray need {MIN_SHM_GB:g}; enlarge it")
 
 
-def _socket_path(site: Site, place: SlurmEnv) -> None:
-    path = f"{site.ray_folder(place.job)}{RAYS_PART}"
-    if len(path.encode()) > LONGEST_SOCKET:
+def _socket_path(site: Site, task: SlurmEnv) -> None:
+    path = f"{site.ray_folder(task.job)}{RAY_SOCKET}"
+    if len(path.encode()) > MAX_SOCKET_PATH_BYTES:
         raise ClusterError(
             f"paths of Ray's sockets below {site.ray_temp} would have {len(path.encode())} bytes, and Linux takes "
-            f"{LONGEST_SOCKET}; give a shorter ray_temp"
+            f"{MAX_SOCKET_PATH_BYTES}; give a shorter ray_temp"
         )
 
 
@@ -113,54 +114,57 @@ def _libraries(facts: dict[str, str]) -> None:
     facts["torch"], facts["ray"] = torch.__version__, ray.__version__
 
 
-def _meet(place: SlurmEnv, meeting: Rendezvous) -> None:
-    """All nodes see each other's files in the run folder."""
-    meeting.publish(f"here-{place.node}", node=place.name)
-    everybody = set(range(place.nodes))
-    meeting.wait_until(
-        lambda: True if meeting.published_nodes("here") >= everybody else None,
+def _exchange_files(task: SlurmEnv, rendezvous: Rendezvous) -> None:
+    """Wait until every node sees the files of all others in the run folder."""
+    rendezvous.publish(f"here-{task.node}", node=task.name)
+
+    def missing() -> list[int]:
+        return sorted(set(range(task.nodes)) - rendezvous.published_nodes("here"))
+
+    rendezvous.wait_until(
+        lambda: None if missing() else True,
         lambda: (
-            f"files of nodes {sorted(everybody - meeting.published_nodes('here'))} do not appear in {meeting.folder}; "
+            f"files of nodes {missing()} do not appear in {rendezvous.folder}; "
             "give a run folder on a file system that all nodes share"
         ),
     )
 
 
-def _reduce(site: Site, place: SlurmEnv, meeting: Rendezvous, facts: dict[str, str]) -> None:
-    """Ports that can be reached, and how fast all nodes add up 32 MiB."""
+def _all_reduce(site: Site, task: SlurmEnv, rendezvous: Rendezvous, facts: dict[str, str]) -> None:
+    """Connect all nodes and time an all-reduce of 32 MiB."""
     import torch
     import torch.distributed as dist
 
-    address = site.node_address or address_of(place.name)
-    if place.is_head:
-        (port,) = free_ports(address, ports_of(place.job), 1)
-        meeting.publish("store", address=address, port=port)
-    store = meeting.wait_until(lambda: meeting.get("store"), lambda: "node 0 did not publish its port")
+    address = site.node_address or ipv4_address(task.name)
+    if task.is_head:
+        (port,) = free_ports(address, candidate_ports(task.job), 1)
+        rendezvous.publish("store", address=address, port=port)
+    store = rendezvous.wait_until(lambda: rendezvous.get("store"), lambda: "node 0 did not publish its port")
     os.environ |= site.network
     on_gpu = bool(site.gpus_per_node) and torch.cuda.is_available()
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         init_method=f"tcp://{store['address']}:{store['port']}",
-        rank=place.node,
-        world_size=place.nodes,
-        timeout=timedelta(seconds=MEETING_S),
+        rank=task.node,
+        world_size=task.nodes,
+        timeout=timedelta(seconds=TIMEOUT_S),
     )
-    values = torch.ones(REDUCED_BYTES // 4, device="cuda" if on_gpu else "cpu")
+    values = torch.ones(ALL_REDUCE_BYTES // 4, device="cuda" if on_gpu else "cpu")
     dist.all_reduce(values)
     begin = time.perf_counter()
     for _ in range(ROUNDS):
         dist.all_reduce(values)
     if on_gpu:
         torch.cuda.synchronize()
-    rate = ROUNDS * REDUCED_BYTES / (time.perf_counter() - begin) / 1e9
-    facts["all-reduce"] = f"{rate:.2f} GB/s over {place.nodes} nodes"
+    rate = ROUNDS * ALL_REDUCE_BYTES / (time.perf_counter() - begin) / 1e9
+    facts["all-reduce"] = f"{rate:.2f} GB/s over {task.nodes} nodes"
     dist.destroy_process_group()
 
 
-def results(meeting: Rendezvous, nodes: int) -> dict[int, dict[str, object]]:
-    """What nodes have published so far."""
-    said = {node: meeting.get(f"{RESULT}-{node}") for node in range(nodes)}
-    return {node: result for node, result in said.items() if result is not None}
+def results(rendezvous: Rendezvous, nodes: int) -> dict[int, dict[str, object]]:
+    """Results that nodes have published so far."""
+    published = {node: rendezvous.get(f"{RESULT}-{node}") for node in range(nodes)}
+    return {node: result for node, result in published.items() if result is not None}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Submitting to a Ray cluster by its job API: the config goes along, data and runs stay where they are."""
+"""Jobs on an existing Ray cluster, through Ray's job API: the config is sent along, data and runs stay there."""
 
 from __future__ import annotations
 
@@ -13,46 +13,50 @@ from typing import Any
 import yaml
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_fixed
 
-from cluster.jobs import JobRecord, record_job
-from cluster.slurm.plan import folder_of, name_of
+from cluster.records import JobRecord, record_job
+from cluster.run_config import run_folder, run_name
 from graphkd.errors import ConfigError, UserError
 from pipeline.config.layers import read_layers
 from pipeline.core.files import write_atomic
 
-AGENT_WAIT_S = 60
-STOP_WAIT_S = 120
-"""That a stopped job is given to save; Ray's default of 3 s is too little."""
+AGENT_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 120
+"""Grace period in which a stopped job saves a checkpoint; Ray's default of 3 s is too short."""
 
 
-def submit_ray(
+def submit(
     config: Path,
     overrides: Sequence[str],
     address: str,
     directory: Path,
-    said: Callable[[str], None],
+    on_log: Callable[[str], None],
     wait: bool = True,
 ) -> tuple[JobRecord, str]:
-    """Submit the training of ``config`` and, with ``wait``, pass on its log until it ends; gives its last status.
+    """Submit the training of ``config`` and return the job and its last status.
 
     Args:
-        config: read here, with its bases and overrides, and sent along whole.
+        config: read here with its bases and overrides, and sent along as one file.
         overrides: as for ``graphkd train``.
         address: of the cluster's dashboard, such as http://127.0.0.1:8265.
         directory: folder of the cluster that relative paths of the config refer to.
-        said: gets each piece of the log.
-        wait: whether to stay until the job ends.
+        on_log: called with each piece of the job's log.
+        wait: follow the log until the job ends.
+
+    Raises:
+        ConfigError: if the config is wrong or Ray is not installed.
+        UserError: if no cluster answers, or it refuses the job.
     """
     content = read_layers(config, overrides)
-    name, folder = name_of(content, config), directory / folder_of(content)
+    name = run_name(content, config)
     client = _client(address)
-    with tempfile.TemporaryDirectory(prefix="graphkd-job-") as sent:
-        write_atomic(Path(sent) / "config.yaml", yaml.safe_dump(content, sort_keys=False))
+    with tempfile.TemporaryDirectory(prefix="graphkd-job-") as working_dir:
+        write_atomic(Path(working_dir) / "config.yaml", yaml.safe_dump(content, sort_keys=False))
         train = 'python -m pipeline train "$here/config.yaml"'
-        job = _taken(
+        job = _submit_with_retry(
             client,
             address,
             entrypoint=f"here=$PWD; cd {shlex.quote(str(directory))} && exec {train}",
-            runtime_env={"working_dir": sent, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}},
+            runtime_env={"working_dir": working_dir, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_TIMEOUT_S)}},
             metadata={"run": name},
         )
     record = JobRecord(
@@ -65,19 +69,20 @@ def submit_ray(
         site=address,
         resubmit={"config": str(config.resolve()), "overrides": list(overrides), "directory": str(directory)},
     )
-    if directory.is_dir():  # else the cluster shares no folder with this machine
+    if directory.is_dir():  # otherwise the cluster shares no folder with this machine
+        folder = directory / run_folder(content)
         folder.mkdir(parents=True, exist_ok=True)
         record_job(folder, record)
     if wait:
-        asyncio.run(_pass_on(client, job, said))
+        asyncio.run(_follow_log(client, job, on_log))
     return record, str(client.get_job_status(job))
 
 
-def _taken(client: Any, address: str, **job: Any) -> str:
-    """Submit, while the cluster's agents are still coming up again and again; raises UserError with Ray's reason."""
+def _submit_with_retry(client: Any, address: str, **job: Any) -> str:
+    """Submit the job, retrying while the agents of a cluster that has just started are not ready."""
     retrying = Retrying(
         retry=retry_if_exception_message(match=r"(.|\n)*No available agent"),
-        stop=stop_after_delay(AGENT_WAIT_S),
+        stop=stop_after_delay(AGENT_TIMEOUT_S),
         wait=wait_fixed(1),
         reraise=True,
     )
@@ -88,7 +93,7 @@ def _taken(client: Any, address: str, **job: Any) -> str:
 
 
 def status(record: JobRecord) -> str:
-    """What the cluster says of a job, or an empty text where it does not answer."""
+    """Status of a job such as ``RUNNING``, or an empty string if the cluster does not answer."""
     try:
         return str(_client(record.site).get_job_status(record.job))
     except (UserError, RuntimeError):
@@ -96,12 +101,12 @@ def status(record: JobRecord) -> str:
 
 
 def stop(record: JobRecord) -> None:
-    """Ask a job to save and leave."""
+    """Ask a job to save a checkpoint and exit."""
     _client(record.site).stop_job(record.job)
 
 
 def logs(record: JobRecord) -> str:
-    """What a job has said so far."""
+    """Log of a job so far."""
     return str(_client(record.site).get_job_logs(record.job))
 
 
@@ -123,6 +128,6 @@ def _client(address: str) -> Any:
         raise UserError(f"no Ray cluster answers at {address} ({reason}); give the address of its dashboard") from error
 
 
-async def _pass_on(client: Any, job: str, said: Callable[[str], None]) -> None:
+async def _follow_log(client: Any, job: str, on_log: Callable[[str], None]) -> None:
     async for piece in client.tail_job_logs(job):
-        said(piece)
+        on_log(piece)

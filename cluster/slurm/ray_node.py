@@ -1,4 +1,4 @@
-"""Ray on one node: started as a child of the task, watched, and ended with everything that it started, ours only."""
+"""Ray on one node: a child process of the task, stopped together with everything that it started."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from pathlib import Path
 
 import psutil
 
+from cluster.errors import ClusterError
 from cluster.site import Site
-from cluster.slurm.rendezvous import ClusterError
 
 PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
-UP = "Ray runtime started"
-FIRST_PORT, LAST_PORT = 20_000, 32_000  # below what Linux gives to outgoing connections
-TRIES = 8
-END_S = 10.0
+STARTED = "Ray runtime started"
+FIRST_PORT, LAST_PORT = 20_000, 32_000  # below the range from which Linux takes ports of outgoing connections
+CANDIDATES = 8
+OBJECT_STORE_BYTES = 256 << 20
+STOP_TIMEOUT_S = 10.0
+KILL_AFTER_S = 2.0
 
 
-def ports_of(job: str, node: int = 0) -> list[int]:
-    """Ports to try for a node of ``job``, derived from its id, so that jobs on one machine seldom meet."""
+def candidate_ports(job: str, node: int = 0) -> list[int]:
+    """Ports to try for a node of ``job``, derived from its id so that jobs on one machine rarely collide."""
     number = int("".join(filter(str.isdigit, job)) or "0") + 101 * node
     span = LAST_PORT - FIRST_PORT
-    return [FIRST_PORT + (number * 7 + attempt * 1009) % span for attempt in range(TRIES)]
+    return [FIRST_PORT + (number * 7 + attempt * 1009) % span for attempt in range(CANDIDATES)]
 
 
 def free_ports(address: str, candidates: list[int], count: int) -> list[int]:
-    """The first ``count`` of ``candidates`` that nobody listens on; raises ClusterError where there are fewer."""
+    """Return the first ``count`` of ``candidates`` on which nobody listens. Raises ClusterError if there are fewer."""
     free = [port for port in candidates if _is_free(address, port)]
     if len(free) >= count:
         return free[:count]
@@ -50,13 +52,13 @@ def _is_free(address: str, port: int) -> bool:
 
 
 class RayNode:
-    """One ``ray start --block``, head or not.
+    """One ``ray start --block``, as head or worker.
 
     Args:
         address: of this node.
-        site: where it runs.
-        token: file that holds the cluster's token.
-        log: file for what Ray says.
+        site: with its CPUs, GPUs and network.
+        token: file with the cluster's token.
+        log: file for Ray's output.
     """
 
     def __init__(self, address: str, site: Site, token: Path, log: Path) -> None:
@@ -67,32 +69,30 @@ class RayNode:
         self._process: subprocess.Popen[bytes] | None = None
 
     def environment(self) -> dict[str, str]:
-        """What processes need that use this Ray."""
-        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._token), "RAY_USAGE_STATS_ENABLED": "0"}
-        return {**os.environ, **self.site.network, **own}
+        """Environment of processes that use this Ray cluster."""
+        ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._token), "RAY_USAGE_STATS_ENABLED": "0"}
+        return {**os.environ, **self.site.network, **ray}
 
     def start_head(self, port: int, client_port: int, agent_port: int, temporary: Path) -> None:
-        """Begin to start the head, without a dashboard; Ray's client server cannot be left out, so it gets a port."""
+        """Start the head without a dashboard. Ray's client server cannot be disabled, so it gets a port too."""
         temporary.mkdir(parents=True, exist_ok=True, mode=0o700)
         ports = ["--port", str(port), "--ray-client-server-port", str(client_port)]
         self._start(["--head", *ports, "--include-dashboard=false", "--temp-dir", str(temporary)], agent_port)
 
     def start_worker(self, head: str, agent_port: int) -> None:
-        """Begin to join the head at ``head``, host:port."""
+        """Start a worker that joins the head at ``head``, host:port."""
         self._start(["--address", head], agent_port)
 
     def _start(self, arguments: list[str], agent_port: int) -> None:
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, "--block"]
-        command += [
-            "--dashboard-agent-listen-port",
-            str(agent_port),
-            "--node-ip-address",
-            self.address,
-            "--num-cpus",
-            str(self.site.cpus_per_node),
-        ]
-        command += ["--num-gpus", str(self.site.gpus_per_node)] if self.site.gpus_per_node else []
-        command += ["--disable-usage-stats", "--object-store-memory", str(256 << 20)]
+        options = {
+            "dashboard-agent-listen-port": agent_port,
+            "node-ip-address": self.address,
+            "num-cpus": self.site.cpus_per_node,
+            "object-store-memory": OBJECT_STORE_BYTES,
+            **({"num-gpus": self.site.gpus_per_node} if self.site.gpus_per_node else {}),
+        }
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, "--block", "--disable-usage-stats"]
+        command += [f"--{name}={value}" for name, value in options.items()]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
@@ -104,36 +104,36 @@ class RayNode:
             )
 
     def is_up(self) -> bool | None:
-        """True once Ray runs here, else None; raises ClusterError with Ray's last words where it ended."""
-        if UP in self._said():
+        """True once Ray runs on this node, else None. Raises ClusterError with the end of its log if it exited."""
+        if STARTED in self._output():
             return True
         if self._process is not None and self._process.poll() is not None:
-            raise ClusterError(f"ray start ended with {self._process.returncode}: {self._last_words()}; see {self.log}")
+            raise ClusterError(f"ray start ended with {self._process.returncode}: {self._last_line()}; see {self.log}")
         return None
 
     def has_ended(self) -> bool:
-        """Whether it is not running any more."""
+        """Whether Ray was started and has exited."""
         return self._process is not None and self._process.poll() is not None
 
-    def _said(self) -> str:
+    def _output(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def _last_words(self) -> str:
-        lines = [line.strip() for line in self._said().splitlines() if line.strip()]
-        return lines[-1][:200] if lines else "it said nothing"
+    def _last_line(self) -> str:
+        lines = [line.strip() for line in self._output().splitlines() if line.strip()]
+        return lines[-1][:200] if lines else "its log is empty"
 
-    def end(self) -> None:
-        """End Ray's processes of this node: those that descend from the one started here."""
+    def stop(self) -> None:
+        """Stop Ray's processes on this node: the one started here and its descendants."""
         if self._process is None:
             return
-        family = _descendants(self._process.pid)
-        self._process.send_signal(signal.SIGTERM)  # on which it stops what it started
+        descendants = _descendants(self._process.pid)
+        self._process.send_signal(signal.SIGTERM)  # upon which Ray stops what it started
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(END_S)
-        deadline = time.monotonic() + 2
-        while any(process.is_running() for process in family) and time.monotonic() < deadline:
+            self._process.wait(STOP_TIMEOUT_S)
+        deadline = time.monotonic() + KILL_AFTER_S
+        while any(process.is_running() for process in descendants) and time.monotonic() < deadline:
             time.sleep(0.1)
-        for process in family:
+        for process in descendants:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         if self._process.poll() is None:
@@ -142,14 +142,15 @@ class RayNode:
 
 
 def die_with_parent() -> None:
-    """In a child before its program: end when the task does, however that ends, and let Slurm's warning pass by."""
+    """Before a child's program starts: tie its life to the task's, and ignore Slurm's warning signal.
+
+    Slurm sends the warning to every process of a job; a raylet, for example, would die of it.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    # Slurm sends its warning to every process of a job; what does not ignore it, such as a raylet, would die of it.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def _descendants(pid: int) -> list[psutil.Process]:
     with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        return process.children(recursive=True)
+        return psutil.Process(pid).children(recursive=True)
     return []

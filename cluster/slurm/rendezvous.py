@@ -1,6 +1,6 @@
-"""How the tasks of a job find each other: small files in a folder of the job's own, each whole or absent.
+"""Files through which the tasks of a job find each other, in a folder of the job that all nodes share.
 
-The folder's name holds the job and how often it was started, so nothing of an earlier start is ever read.
+The folder is named after the job and its restart count, so files of an earlier start are never read.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from graphkd.errors import UserError
+from cluster.errors import ClusterError
 from pipeline.core.files import write_atomic
 
-FAILED = "failed"
+HEAD, JOINED, ENDED, FAILED = "head", "joined", "ended", "failed"
+"""Names under which the nodes publish."""
+HEARTBEAT_S = 5.0
+DEAD_AFTER_S = 60.0
+"""Age of a heartbeat beyond which a node counts as dead."""
 POLL_S = 0.2
-LONGEST_POLL_S = 2.0
+MAX_POLL_S = 2.0
 Value = TypeVar("Value")
 
 
-class ClusterError(UserError):
-    """The nodes of a job did not come together; the message says which one and why."""
-
-
 class Rendezvous:
-    """The files of one start of a job.
+    """Shared files of one start of a job.
 
     Args:
         root: folder that all nodes share.
-        job: the job's id.
-        restart: how often it was queued again.
-        deadline: Unix time by which everybody must be there.
+        job: id of the job.
+        restart: number of times that it was requeued.
+        deadline: Unix time at which waiting ends.
     """
 
     def __init__(self, root: Path, job: str, restart: int, deadline: float) -> None:
@@ -40,7 +40,7 @@ class Rendezvous:
         self.deadline = deadline
 
     def open(self) -> None:
-        """Make the folder, which only its user can read."""
+        """Create the folder, readable by its user only."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.folder.chmod(0o700)
 
@@ -49,7 +49,7 @@ class Rendezvous:
         write_atomic(self.folder / f"{name}.json", json.dumps(content))
 
     def get(self, name: str) -> dict[str, Any] | None:
-        """What was published as ``name``, or None."""
+        """Content that was published as ``name``, or None."""
         try:
             content: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text())
         except FileNotFoundError:
@@ -57,47 +57,52 @@ class Rendezvous:
         return content
 
     def published_nodes(self, name: str) -> set[int]:
-        """The nodes that have published ``name-NODE``."""
+        """Nodes that have published ``name-NODE``."""
         return {int(path.stem.rpartition("-")[2]) for path in self.folder.glob(f"{name}-*.json")}
 
     def heartbeat(self, node: int) -> None:
-        """Say that ``node`` is there; to be repeated."""
+        """Signal that ``node`` is alive; call it repeatedly."""
         (self.folder / f"alive-{node}").touch()
 
-    def is_dead(self, node: int, by: int, after_s: float) -> bool:
-        """Whether ``node`` was heard of so much less lately than ``by``, both by the clock of the file system."""
+    def is_dead(self, node: int, observer: int, timeout_s: float) -> bool:
+        """Whether the heartbeat of ``node`` is older than that of ``observer`` by more than ``timeout_s``.
+
+        Both are times of the file system's clock. A node without any heartbeat is not dead.
+        """
         try:
-            theirs = (self.folder / f"alive-{node}").stat().st_mtime
+            last = (self.folder / f"alive-{node}").stat().st_mtime
         except FileNotFoundError:
             return False
-        return (self.folder / f"alive-{by}").stat().st_mtime - theirs > after_s
+        return (self.folder / f"alive-{observer}").stat().st_mtime - last > timeout_s
 
     def failure(self) -> str | None:
-        """The line of a node that failed."""
-        get = self.get(FAILED)
-        return None if get is None else str(get["line"])
+        """Error of a node that failed, or None."""
+        content = self.get(FAILED)
+        return None if content is None else str(content["line"])
 
-    def fail(self, node: int, line: str) -> None:
-        """Tell the others that ``node`` cannot go on; one file for all, since everybody looks at it all the time."""
-        self.publish(FAILED, node=node, line=line)
+    def fail(self, node: int, error: str) -> None:
+        """Tell the others that ``node`` failed. One file for all nodes, since every task polls it."""
+        self.publish(FAILED, node=node, line=error)
 
-    def wait_until(self, ready: Callable[[], Value | None], late: Callable[[], str]) -> Value:
-        """Wait until ``ready`` gives something; raises ClusterError where a node failed, or ``late`` in the end."""
+    def wait_until(self, ready: Callable[[], Value | None], timeout_message: Callable[[], str]) -> Value:
+        """Poll ``ready`` until it returns a value other than None, and return that.
+
+        Raises:
+            ClusterError: if a node failed, or with ``timeout_message`` at the deadline.
+        """
         pause = POLL_S
-        while True:
-            value = ready()
-            if value is not None:
-                return value
+        while (value := ready()) is None:
             failed = self.failure()
             if failed:
                 raise ClusterError(failed)
             if time.time() > self.deadline:
-                raise ClusterError(late())
+                raise ClusterError(timeout_message())
             time.sleep(pause)
-            pause = min(LONGEST_POLL_S, pause * 1.2)
+            pause = min(MAX_POLL_S, pause * 1.2)
+        return value
 
     def token(self) -> Path:
-        """The file of the cluster's token, written once by the head and readable by its user only."""
+        """File of the Ray cluster's token, created once by the head and readable by its user only."""
         path = self.folder / "token"
         if not path.exists():
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -1,4 +1,4 @@
-"""Where a task runs, as Slurm says in its environment."""
+"""A task's place in its job, from the environment that Slurm sets."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from graphkd.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class SlurmEnv:
-    """One task's place in its job."""
+    """One task of a job; there is one per node."""
 
     job: str
     restart: int
+    """Number of times that the job was requeued."""
     node: int
-    """0-based; node 0 has the head."""
+    """0-based; node 0 is the head."""
     nodes: int
     name: str
-    """Of the node."""
+    """Host name of the node."""
 
     @property
     def is_head(self) -> bool:
-        """Whether this task has the head and the driver."""
+        """Whether this task runs the Ray head and the command."""
         return self.node == 0
 
 
 def read_slurm_env() -> SlurmEnv:
-    """Read it from the environment; raises ConfigError outside a Slurm job."""
+    """Read the environment. Raises ConfigError outside a Slurm job."""
     try:
         return SlurmEnv(
             job=os.environ["SLURM_JOB_ID"],
@@ -41,6 +42,6 @@ def read_slurm_env() -> SlurmEnv:
         raise ConfigError(f"{error} is not set; this runs inside a Slurm job, see graphkd submit slurm") from error
 
 
-def address_of(name: str) -> str:
-    """The IPv4 address of a node."""
+def ipv4_address(name: str) -> str:
+    """IPv4 address of a host."""
     return socket.gethostbyname(name)

@@ -1,4 +1,4 @@
-"""What a job is to do, as a JSON file in the run folder that each of its tasks reads."""
+"""What the tasks of a job run: a JSON file in the run folder that each of them reads."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from cluster.site import Site
 
 
 class JobSpec(BaseModel):
-    """One job: a command of ``graphkd`` on a Ray cluster of the job's nodes, or in each task by itself."""
+    """A ``graphkd`` command, run once on a Ray cluster of the job's nodes, or by every task."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     command: tuple[str, ...]
-    """Words after ``graphkd``."""
+    """Arguments of ``graphkd``."""
     run_folder: Path
     """Absolute, on a file system that all nodes share."""
     directory: Path
     """Working directory, which relative paths of the config refer to."""
     site: Site
     ray: bool = True
-    """Whether the job's nodes form a Ray cluster that the command uses."""
+    """Whether the nodes form a Ray cluster, on which node 0 runs the command."""
     trains: bool = True
     """Whether the command takes ``engine.workers``."""

@@ -11,41 +11,42 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import ClusterError
 from cluster.site import Site
-from cluster.slurm.ray_node import free_ports, ports_of
-from cluster.slurm.rendezvous import ClusterError, Rendezvous
+from cluster.slurm.ray_node import candidate_ports, free_ports
+from cluster.slurm.rendezvous import Rendezvous
 from cluster.slurm.restart_budget import RestartBudget
 from cluster.slurm.slurm_env import SlurmEnv, read_slurm_env
 from graphkd.errors import ConfigError
 
 
-def meeting(folder: Path, job: str = "7", restart: int = 0, seconds: float = 5) -> Rendezvous:
+def rendezvous(folder: Path, job: str = "7", restart: int = 0, seconds: float = 5) -> Rendezvous:
     made = Rendezvous(folder, job, restart, time.time() + seconds)
     made.open()
     return made
 
 
-def place(restart: int = 0, job: str = "7") -> SlurmEnv:
+def task(restart: int = 0, job: str = "7") -> SlurmEnv:
     return SlurmEnv(job=job, restart=restart, node=0, nodes=2, name="node1")
 
 
-def test_what_one_says_the_other_hears(tmp_path: Path) -> None:
-    first, second = meeting(tmp_path), meeting(tmp_path)
+def test_published_content_reaches_other_tasks(tmp_path: Path) -> None:
+    first, second = rendezvous(tmp_path), rendezvous(tmp_path)
     threading.Timer(0.3, lambda: first.publish("head", address="a:1")).start()
     assert second.wait_until(lambda: second.get("head"), lambda: "late") == {"address": "a:1"}
     assert (tmp_path / "7-0").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_start_reads_nothing_of_an_earlier_one(tmp_path: Path) -> None:
-    meeting(tmp_path).publish("head", address="stale:1")
-    assert meeting(tmp_path, restart=1).get("head") is None and meeting(tmp_path, job="8").get("head") is None
+    rendezvous(tmp_path).publish("head", address="stale:1")
+    assert rendezvous(tmp_path, restart=1).get("head") is None and rendezvous(tmp_path, job="8").get("head") is None
 
 
 def test_a_wait_ends_at_its_deadline_or_when_a_node_fails(tmp_path: Path) -> None:
-    late = meeting(tmp_path, seconds=0.3)
+    late = rendezvous(tmp_path, seconds=0.3)
     with pytest.raises(ClusterError, match="node 3 did not come"):
         late.wait_until(lambda: None, lambda: "node 3 did not come")
-    other = meeting(tmp_path, restart=1, seconds=60)
+    other = rendezvous(tmp_path, restart=1, seconds=60)
     threading.Timer(0.3, lambda: other.fail(2, "node 2 (node-b): no disk")).start()
     begin = time.monotonic()
     with pytest.raises(ClusterError, match=r"node 2 \(node-b\): no disk"):
@@ -54,7 +55,7 @@ def test_a_wait_ends_at_its_deadline_or_when_a_node_fails(tmp_path: Path) -> Non
 
 
 def test_a_node_is_lost_when_others_were_heard_of_much_later(tmp_path: Path) -> None:
-    here = meeting(tmp_path)
+    here = rendezvous(tmp_path)
     assert not here.is_dead(1, 0, 60), "it has not joined yet"
     here.heartbeat(0)
     here.heartbeat(1)
@@ -65,40 +66,40 @@ def test_a_node_is_lost_when_others_were_heard_of_much_later(tmp_path: Path) -> 
 
 
 def test_the_token_is_one_secret_that_only_its_user_reads(tmp_path: Path) -> None:
-    path = meeting(tmp_path).token()
+    path = rendezvous(tmp_path).token()
     assert path.stat().st_mode & 0o777 == 0o600 and len(path.read_text()) == 64
-    assert meeting(tmp_path).token().read_text() == path.read_text()
+    assert rendezvous(tmp_path).token().read_text() == path.read_text()
 
 
 def test_budgets_of_preemption_and_failure_are_apart(tmp_path: Path) -> None:
     site = Site(name="x", preemptions=2, failures=1)
-    for restart, how in enumerate(("preempted", "failed", "preempted")):
-        budget = RestartBudget(tmp_path, place(restart))
+    for restart, event in enumerate(("preempted", "failed", "preempted")):
+        budget = RestartBudget(tmp_path, task(restart), site)
         budget.record_start()
-        assert budget.is_open()
-        budget.record_end(how)
-        assert not budget.is_open() and budget.exhausted_budget(site) is None
-    cut_off = RestartBudget(tmp_path, place(3))
-    cut_off.record_start()  # and never ends: the node failed
-    last = RestartBudget(tmp_path, place(4))
+        assert budget.has_no_end()
+        budget.record_end(event)
+        assert not budget.has_no_end() and budget.exhausted() is None
+    without_end = RestartBudget(tmp_path, task(3), site)
+    without_end.record_start()  # and never ends: the node failed
+    last = RestartBudget(tmp_path, task(4), site)
     last.record_start()
     assert last.counts() == {"preempted": 2, "failed": 2}
-    assert last.exhausted_budget(site) == "it ended as failed 2 times, and the site allows 1"
-    assert RestartBudget(tmp_path, place(0, job="8")).counts() == {"preempted": 0, "failed": 0}
+    assert last.exhausted() == "it ended as failed 2 times, and the site allows 1"
+    assert RestartBudget(tmp_path, task(0, job="8"), site).counts() == {"preempted": 0, "failed": 0}
 
 
 def test_a_job_that_slurm_starts_again_after_sigterm_was_preempted(tmp_path: Path) -> None:
-    budget = RestartBudget(tmp_path, place())
+    budget = RestartBudget(tmp_path, task(), Site(name="x"))
     budget.record_start()
     budget.record_end("cancelled")
     assert budget.counts() == {"preempted": 0, "failed": 0}
-    assert RestartBudget(tmp_path, place(1)).counts() == {"preempted": 1, "failed": 0}
+    assert RestartBudget(tmp_path, task(1), Site(name="x")).counts() == {"preempted": 1, "failed": 0}
 
 
-def test_ports_come_from_the_job_and_a_taken_one_is_passed_over() -> None:
-    candidates = ports_of("4711")
-    assert candidates == ports_of("4711") != ports_of("4712") and len(set(candidates)) == len(candidates)
-    assert all(20_000 <= port < 32_000 for job in ("1", "67043327", "12_3") for port in ports_of(job))
+def test_ports_come_from_the_job_and_a_taken_one_is_skipped() -> None:
+    candidates = candidate_ports("4711")
+    assert candidates == candidate_ports("4711") != candidate_ports("4712") and len(set(candidates)) == len(candidates)
+    assert all(20_000 <= port < 32_000 for job in ("1", "67043327", "12_3") for port in candidate_ports(job))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", candidates[0]))
         taken.listen()
@@ -107,7 +108,7 @@ def test_ports_come_from_the_job_and_a_taken_one_is_passed_over() -> None:
             free_ports("127.0.0.1", candidates[:1], 1)
 
 
-def test_outside_of_a_job_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_of_a_job_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(ConfigError, match="runs inside a Slurm job"):
         read_slurm_env()
@@ -115,7 +116,7 @@ def test_outside_of_a_job_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_five_hundred_nodes_meet_in_seconds(tmp_path: Path) -> None:
     """Threads stand for nodes; each waits for the head, joins, and the head sees all of them."""
-    nodes, head = 512, meeting(tmp_path, seconds=60)
+    nodes, head = 512, rendezvous(tmp_path, seconds=60)
 
     def joins(node: int) -> None:
         own = Rendezvous(tmp_path, "7", 0, time.time() + 60)
@@ -126,8 +127,8 @@ def test_five_hundred_nodes_meet_in_seconds(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     head.publish("head", address="a:1")
-    everybody = set(range(1, nodes))
-    head.wait_until(lambda: True if head.published_nodes("joined") >= everybody else None, lambda: "late")
+    others = set(range(1, nodes))
+    head.wait_until(lambda: True if head.published_nodes("joined") >= others else None, lambda: "late")
     for thread in threads:
         thread.join()
     assert json.loads((head.folder / "joined-511.json").read_text()) == {"node": "511"}

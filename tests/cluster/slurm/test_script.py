@@ -14,7 +14,7 @@ import pytest
 
 from cluster.site import Site, load_site
 from cluster.slurm.plan import cache_job, training_job
-from cluster.slurm.submit import script
+from cluster.slurm.script import sbatch_script
 from graphkd.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -38,7 +38,7 @@ def task_words(text: str) -> list[str]:
 
 def test_the_script_asks_for_what_the_site_says() -> None:
     where = site(partition="gpu", account="a-b", qos="low", gpus_per_node=8, mem_gb=1.5, time_minutes=90)
-    text = script(training_job(STUDENT, [], where, nodes="2-4"))
+    text = sbatch_script(training_job(STUDENT, [], where, nodes="2-4"))
     found = directives(text)
     expected = {
         "partition": "gpu",
@@ -58,7 +58,7 @@ def test_the_script_asks_for_what_the_site_says() -> None:
 
 def test_prologue_container_and_python_come_before_the_task() -> None:
     where = site(prologue=["module load cuda", "source '/my venv/activate'"], container=["apptainer", "exec", "x.sif"])
-    words = task_words(script(training_job(STUDENT, [], where)))
+    words = task_words(sbatch_script(training_job(STUDENT, [], where)))
     shell = words[words.index("bash") + 2].splitlines()
     assert shell[:2] == ["module load cuda", "source '/my venv/activate'"]
     assert shlex.split(shell[2])[:4] == ["exec", "apptainer", "exec", "x.sif"]
@@ -67,7 +67,7 @@ def test_prologue_container_and_python_come_before_the_task() -> None:
 @pytest.mark.parametrize("name", ["with space", "it's", 'dou"ble', "semi;colon", "$(touch owned)", "`x`", "ünï", "a&b"])
 def test_hostile_folders_stay_one_word(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
-    text = script(training_job(STUDENT, [f"run.folder={folder}"], site()))
+    text = sbatch_script(training_job(STUDENT, [f"run.folder={folder}"], site()))
     words = task_words(text)
     assert words[-1] == str(folder / "cluster" / "slurm" / "student-alone.json")
     assert shlex.split(directives(text)["output"]) == [str(folder / "cluster" / "slurm" / "%j_0_log.out")]
@@ -77,7 +77,7 @@ def test_hostile_folders_stay_one_word(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "why"), [("new\nline", "newline"), ("per%cent", "%")])
 def test_folders_that_slurm_cannot_write_to_are_refused(name: str, why: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=why):
-        script(
+        sbatch_script(
             training_job(
                 STUDENT,
                 [f"run.folder={tmp_path / name!s}"] if "\n" not in name else [],
@@ -88,11 +88,11 @@ def test_folders_that_slurm_cannot_write_to_are_refused(name: str, why: str, tmp
 
 def test_a_cache_is_an_array_or_a_ray_job() -> None:
     array = cache_job(STUDENT, [], site(), tasks=5, after=("7", "8"))
-    text = directives(script(array))
+    text = directives(sbatch_script(array))
     assert text["array"] == "0-4%5" and text["dependency"] == "afterok:7:8"
     assert not array.spec.ray and array.spec.command[:2] == ("cache", "build")
     together = cache_job(STUDENT, [], site(), nodes="3")
-    assert together.spec.ray and not together.spec.trains and "array" not in directives(script(together))
+    assert together.spec.ray and not together.spec.trains and "array" not in directives(sbatch_script(together))
 
 
 def test_every_example_site_is_read_and_mistakes_are_listed(tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_every_example_site_is_read_and_mistakes_are_listed(tmp_path: Path) -> N
 def test_submitting_imports_no_torch() -> None:
     code = (
         "import sys; from pathlib import Path; from cluster.site import Site; import cluster.cli\n"
-        "from cluster.slurm.plan import training_job; from cluster.slurm.submit import script\n"
-        f"script(training_job(Path({str(STUDENT)!r}), [], Site(name='x')))\n"
+        "from cluster.slurm.plan import training_job; from cluster.slurm.script import sbatch_script\n"
+        f"sbatch_script(training_job(Path({str(STUDENT)!r}), [], Site(name='x')))\n"
         "sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

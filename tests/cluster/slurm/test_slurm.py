@@ -17,8 +17,10 @@ import pytest
 import torch
 import yaml
 
-from cluster.jobs import read_jobs, state_of
+from cluster.jobs import job_state
+from cluster.records import read_jobs
 from pipeline.config import RunConfig, resolve
+from pipeline.context import RunContext
 from pipeline.core.jsonl import read_jsonl
 from pipeline.runs.checkpoint import load_weights, newest_checkpoint
 from pipeline.runs.ledger import read_ledger
@@ -56,7 +58,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, dataset_folder: Path) -> Path
     torch.set_num_threads(1)
     made = tmp_path_factory.mktemp("runs") / "on a cluster"
     teacher = resolve(small_run(made, dataset_folder, "teacher", engine={"threads": 1}), "teacher")
-    train_run(teacher)
+    train_run(RunContext(teacher))
     return made
 
 
@@ -147,7 +149,7 @@ def undisturbed(slurm: SlurmHere, root: Path, dataset_folder: Path) -> RunConfig
         job = submitted(root, config, "--nodes", "2")
         assert time.monotonic() - begin < 10, "submitting does not wait for the job"
         reaches(config, 2)
-        _requires_the_token(config)
+        _check_token(config)
         finishes(slurm, config, job)
         assert another.poll() is None, "the other Ray lives on"
         assert not ray_processes(job), "nothing of the job's Ray is left"
@@ -157,7 +159,7 @@ def undisturbed(slurm: SlurmHere, root: Path, dataset_folder: Path) -> RunConfig
     return config
 
 
-def _requires_the_token(config: RunConfig) -> None:
+def _check_token(config: RunConfig) -> None:
     """With the job's token one gets in; without one, or with another, one does not, however long it is tried."""
     (head,) = config.folder.glob("cluster/*/head.json")
     token_file = head.with_name("token")
@@ -198,7 +200,7 @@ def test_two_nodes_train_and_evaluate_a_student(undisturbed: RunConfig) -> None:
     assert json.loads((undisturbed.folder / "eval.json").read_text())["pages"] == 10
     assert events(undisturbed) == ["begin", "finished"]
     (record,) = read_jobs(undisturbed.folder)
-    assert state_of(undisturbed.folder, record) == "FINISHED"
+    assert job_state(undisturbed.folder, record) == "FINISHED"
     assert "undisturbed" in graphkd("jobs", "list", str(undisturbed.folder.parent)).stdout
     assert f"step {STEPS}" in graphkd("jobs", "logs", str(undisturbed.folder)).stdout
 
@@ -212,7 +214,7 @@ def test_a_preempted_job_is_queued_again_and_loses_nothing(
     finishes(slurm, config, job)
     assert events(config) == ["begin", "preempted", "begin", "finished"], said(config)
     starts = read_start_history(config.folder)
-    assert [start.why for start in starts] == ["SIGUSR2", "finished"] and starts[1].step == starts[0].last_step
+    assert [start.reason for start in starts] == ["SIGUSR2", "finished"] and starts[1].step == starts[0].last_step
     check(config, undisturbed)
 
 

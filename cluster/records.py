@@ -1,0 +1,48 @@
+"""Submitted jobs of a run: one line each in its ``jobs.jsonl``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.core.jsonl import append_jsonl, read_jsonl
+from pipeline.core.run_paths import JOBS
+
+
+class JobRecord(BaseModel):
+    """One submission."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scheduler: str
+    """``slurm`` or ``ray``."""
+    job: str
+    """Id that the scheduler gave."""
+    name: str
+    submitted: float
+    """Unix time."""
+    command: tuple[str, ...]
+    """Arguments of ``graphkd``."""
+    logs: str
+    """Path or glob pattern of its log files."""
+    site: str
+    """Name of the site, or address of the Ray cluster."""
+    resubmit: dict[str, Any] = {}
+    """Arguments that submit it again."""
+
+
+def record_job(folder: Path, record: JobRecord) -> None:
+    """Append a submission to the run's record."""
+    append_jsonl(folder / JOBS, record.model_dump(mode="json"))
+
+
+def read_jobs(folder: Path) -> list[JobRecord]:
+    """Submissions of a run, oldest first."""
+    return [JobRecord.model_validate(line) for line in read_jsonl(folder / JOBS)]
+
+
+def submitted_runs(root: Path) -> list[Path]:
+    """Folders of submitted runs at most two levels below ``root``."""
+    return sorted({path.parent for pattern in (JOBS, f"*/{JOBS}", f"*/*/{JOBS}") for path in root.glob(pattern)})
