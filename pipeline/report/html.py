@@ -1,35 +1,46 @@
-"""Writing the report: one HTML file with everything in it, no network and no scripts."""
+"""Writing the report: one HTML file with its pictures embedded, without network access or scripts."""
 
 from __future__ import annotations
 
 import base64
 import io
-import math
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
+from graphkd.errors import UserError
+from pipeline.config import RunConfig
+from pipeline.context import RunContext
 from pipeline.core.errors import DataError
 from pipeline.core.files import write_atomic
 from pipeline.data.format.dataset import PackedDataset, Sample
-from pipeline.report.curves import class_bars, class_names, loss_curves
-from pipeline.report.facts import ap, commands, compare, details, differences, headline, role
-from pipeline.report.graph import GraphPicture
-from pipeline.report.graph_drawing import draw_graph
-from pipeline.report.pages import Regions, draw_page, in_a_row
-from pipeline.report.palette import run_colour
-from pipeline.report.runs import RunSummary
-from pipeline.report.starts import start_rows
-from pipeline.report.tables import accuracy_rows, class_rows, training_rows
+from pipeline.models import load_run_config
+from pipeline.report.charts import class_bars, loss_curves, run_colour
+from pipeline.report.graph import teacher_graph
+from pipeline.report.pages import Regions, columns_of, draw_page
+from pipeline.report.runs import RunSummary, class_names
+from pipeline.report.tables import class_rows, commands, config_rows, notices, run_rows, start_rows, summary
+
+logger = logging.getLogger(__name__)
 
 TEMPLATE = "report.html.j2"
 SCORE_THRESHOLD = 0.5
 PALETTE_COLOURS = 256
+
+
+def report_runs(runs: Sequence[RunSummary], out: Path, title: str = "GraphKD runs", pages: int = 4) -> Path:
+    """Write the report of ``runs``, with pages of the last run's ``data.val`` and the graph of the first distilled run.
+
+    Pages or graph are left out with a warning if their dataset or teacher is missing.
+    """
+    configs = [load_run_config(run.folder) for run in runs]
+    dataset = _open_dataset(configs[-1])
+    return write_report(list(runs), out, dataset=dataset, graph=_draw_graph(configs, dataset), pages=pages, title=title)
 
 
 def write_report(
@@ -37,56 +48,45 @@ def write_report(
     out: Path,
     *,
     dataset: PackedDataset | None,
-    graph: GraphPicture | None,
+    graph: bytes | None,
     pages: int = 4,
-    title: str = "Comparing document layout detectors",
+    title: str = "Document layout detectors",
 ) -> Path:
-    """Write the page that compares ``runs`` to ``out``; what a run lacks is left out.
+    """Write the report to ``out``; sections without content are left out.
 
     Args:
         runs: in the order of columns.
-        out: HTML file, replaced as a whole.
-        dataset: what the runs were evaluated on, for page pictures; None shows none.
-        graph: the graph of one page; None shows none.
-        pages: pages shown, spread evenly over the dataset.
-        title: heading of the page.
+        out: HTML file, replaced atomically.
+        dataset: that the runs were evaluated on, for pictures of pages; None shows none.
+        graph: PNG of a page's graph; None shows none.
+        pages: number of pages shown, spread evenly over the dataset.
+        title: heading.
 
     Raises:
-        DataError: where predictions name a class that ``dataset`` lacks, or its images cannot be read.
-        OutputError: where ``out`` cannot be written.
+        DataError: if predictions name a class that ``dataset`` lacks, or its images cannot be read.
+        OutputError: if ``out`` cannot be written.
     """
-    comparison = compare(runs)
     content = _template().render(
         title=title,
-        headline=headline(runs),
-        details=details(runs),
-        comparison=comparison,
-        runs=[_run_facts(run, place, runs) for place, run in enumerate(runs)],
-        accuracy=accuracy_rows(runs, comparison) if any(run.evaluation for run in runs) else [],
-        training=training_rows(runs),
+        summary=summary(runs),
+        notices=notices(runs),
+        runs=[{"label": run.label, "colour": run_colour(index)} for index, run in enumerate(runs)],
+        rows=run_rows(runs),
+        classes=class_rows(runs),
+        bars=_embed(class_bars(runs)) if class_names(runs) else None,
+        curves=_embed(loss_curves(runs)) if any(run.metrics for run in runs) else None,
         starts=start_rows(runs),
-        classes=class_rows(runs, comparison),
-        bars=_embedded_png(class_bars(runs)) if class_names(runs) else None,
-        curves=_embedded_png(loss_curves(runs)) if any(run.metrics for run in runs) else None,
         pages=[] if dataset is None else _page_pictures(dataset, runs, pages),
         score_threshold=SCORE_THRESHOLD,
-        graph=None if graph is None else embedded(draw_graph(graph)),
-        differences=differences(runs),
+        graph=None if graph is None else _embed(graph),
+        differences=config_rows(runs),
         commands=commands(runs),
     )
     return write_atomic(out, content)
 
 
-def embedded(image: Image.Image) -> str:
-    """An image as a data URI, reduced to 256 colours: a third of the bytes, and no difference to the eye here."""
-    buffer = io.BytesIO()
-    reduced = image.convert("RGB").quantize(PALETTE_COLOURS, dither=Image.Dither.NONE)
-    reduced.save(buffer, "PNG", optimize=True)
-    return _embedded_png(buffer.getvalue())
-
-
 def shown_samples(dataset: PackedDataset, pages: int) -> list[int]:
-    """``pages`` sample numbers spread evenly over the dataset, moved on to the next page that has regions."""
+    """Indices of ``pages`` samples spread evenly over the dataset, each moved on to a page with regions."""
     starts = np.linspace(0, len(dataset), min(pages, len(dataset)), endpoint=False).astype(int).tolist()
     ends = [*starts, len(dataset)][1:]
     return [
@@ -95,50 +95,58 @@ def shown_samples(dataset: PackedDataset, pages: int) -> list[int]:
     ]
 
 
+def _open_dataset(config: RunConfig) -> PackedDataset | None:
+    if config.data.val is None:
+        return None
+    try:
+        return PackedDataset(config.data.val, config.data.storage)
+    except UserError as error:
+        logger.warning("the report shows no pages: %s", error)
+        return None
+
+
+def _draw_graph(configs: Sequence[RunConfig], dataset: PackedDataset | None) -> bytes | None:
+    distilled = next((config for config in configs if config.method.name != "none"), None)
+    if distilled is None or dataset is None:
+        return None
+    try:
+        return teacher_graph(RunContext(distilled), dataset)
+    except UserError as error:
+        logger.warning("the report shows no graph: %s", error)
+        return None
+
+
 @lru_cache(maxsize=1)
 def _template() -> Template:
     loader = FileSystemLoader(Path(__file__).parent)
-    return Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).get_template(TEMPLATE)
+    options = {"trim_blocks": True, "lstrip_blocks": True}
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **options).get_template(TEMPLATE)  # type: ignore[arg-type]
 
 
-def _embedded_png(content: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(content).decode()
+def _embed(picture: bytes) -> str:
+    """A PNG as a data URI, reduced to 256 colours, which takes a third of the bytes."""
+    buffer = io.BytesIO()
+    reduced = Image.open(io.BytesIO(picture)).convert("RGB").quantize(PALETTE_COLOURS, dither=Image.Dither.NONE)
+    reduced.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _run_facts(run: RunSummary, place: int, runs: Sequence[RunSummary]) -> dict[str, Any]:
-    points = ap(run)
-    detector = run.config.get("detector") or {}
-    return {
-        "label": run.label,
-        "role": role(run, runs),
-        "colour": run_colour(place),
-        "ap": None if math.isnan(points) else points,
-        "detector": " on ".join(
-            str(detector[key]).replace("_", " ") for key in ("architecture", "backbone") if detector.get(key)
-        ),
-        "pages": (run.evaluation or {}).get("pages"),
-    }
-
-
-def _page_pictures(dataset: PackedDataset, runs: Sequence[RunSummary], pages: int) -> list[dict[str, str]]:
-    shown = [run for run in runs if run.has_predictions]
+def _page_pictures(dataset: PackedDataset, runs: list[RunSummary], pages: int) -> list[dict[str, str]]:
+    evaluated = [run for run in runs if run.evaluation is not None or run.predictions]
     pictures = []
-    for sample in shown_samples(dataset, pages):
-        record = dataset.sample(sample)
-        columns = [(run.label, _regions(run, record, dataset)) for run in shown]
-        truth = Regions(record.boxes[~record.crowd], record.classes[~record.crowd])
-        picture = draw_page(dataset.image(record), truth, columns, dataset.class_names, SCORE_THRESHOLD)
-        pictures.append(
-            {"name": record.file_name, "picture": embedded(picture), "across": str(in_a_row(1 + len(columns)))}
-        )
+    for index in shown_samples(dataset, pages):
+        sample = dataset.sample(index)
+        found = [(run.label, _predictions(run, sample, dataset)) for run in evaluated]
+        truth = Regions(sample.boxes[~sample.crowd], sample.classes[~sample.crowd])
+        picture = draw_page(dataset.image(sample), truth, found, dataset.class_names, SCORE_THRESHOLD)
+        columns = str(columns_of(1 + len(found)))
+        pictures.append({"name": sample.file_name, "picture": _embed(picture), "columns": columns})
     return pictures
 
 
-def _regions(run: RunSummary, record: Sample, dataset: PackedDataset) -> Regions:
-    classes = {category.id: place for place, category in enumerate(dataset.description.categories)}
-    found = run.predictions.get(record.image_id, [])
+def _predictions(run: RunSummary, sample: Sample, dataset: PackedDataset) -> Regions:
+    classes = {category.id: index for index, category in enumerate(dataset.description.categories)}
+    found = run.predictions.get(sample.image_id, [])
     unknown = [result["category_id"] for result in found if result["category_id"] not in classes]
     if unknown:
         raise DataError(

@@ -1,4 +1,4 @@
-"""A page with its regions, once as annotated and once as each run found them, side by side."""
+"""A page with its annotated regions, and beside it with those that each run found."""
 
 from __future__ import annotations
 
@@ -6,37 +6,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from pipeline.report.drawing import TagPlacer, dashed_rectangle, rectangle, write_heading
-from pipeline.report.palette import class_colour
+from pipeline.report.charts import INK, png
 
-MIN_WIDTH = 420
-"""px that a page is drawn at, at least."""
-MAX_WIDTHS = {1: 560, 2: 560, 3: 440}
-"""px that a page is drawn at, at most, by how many stand in a row; a sheet is read at some 1050 px."""
-MAX_HEIGHT = 1100
-"""px; only pages much longer than wide reach it."""
-MARGIN = 14
-HEADER = 52
-PAGE_EDGE = "#d0d7de"
+DPI = 110
+PANEL_INCHES = {1: 5.0, 2: 5.0, 3: 4.0}
+"""Width of a page by the number of pages in a row."""
+MAX_ASPECT = 2.5
+TITLE_INCHES = 0.6
+LABEL_SHARE = 0.02
+"""Height of a label, as a share of the page's."""
 MATCH_IOU = 0.5
+CLASS_COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00", "#332288", "#882255", "#117733"),
+    *("#56B4E9", "#999933", "#CC6677", "#661100", "#44AA99", "#6B6B6B", "#CC79A7", "#7A5C00"),
+)
+"""Okabe and Ito's and Tol's muted palettes. With this many colours, the class's name is always written too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """Regions of one page, annotated or found."""
+    """Annotated or predicted regions of one page."""
 
     boxes: NDArray[np.float32]
     """[n, 4]: x, y, width, height, image px."""
     classes: NDArray[np.int64]
     """[n], 0-based."""
     scores: NDArray[np.float32] | None = None
-    """[n], 0 to 1; None for ground truth."""
+    """[n], 0 to 1; None for annotations."""
 
     def above(self, threshold: float) -> Regions:
-        """Those with a score of at least ``threshold``, best first; all of them where there are no scores."""
+        """Regions with a score of at least ``threshold``, best first; annotations as they are."""
         if self.scores is None:
             return self
         order = np.argsort(-self.scores, kind="stable")
@@ -44,64 +49,67 @@ class Regions:
         return Regions(self.boxes[order], self.classes[order], self.scores[order])
 
 
+def class_colour(index: int) -> str:
+    """Colour of a 0-based class, as ``#RRGGBB``."""
+    return CLASS_COLOURS[index % len(CLASS_COLOURS)]
+
+
 def draw_page(
     image: Image.Image,
     truth: Regions,
-    columns: Sequence[tuple[str, Regions]],
+    predictions: Sequence[tuple[str, Regions]],
     class_names: Sequence[str],
     score_threshold: float = 0.5,
-) -> Image.Image:
-    """Draw the ground truth, then each run's regions, side by side; a region found right has a full line.
+) -> bytes:
+    """Draw annotations and predictions as a PNG; wrong predictions have dashed outlines.
 
     Args:
         image: the page.
-        truth: its ground truth.
-        columns: heading and predictions of each run.
+        truth: annotations.
+        predictions: of each run, with its name.
         class_names: names in class order.
-        score_threshold: predictions below it are left out.
-
-    Returns:
-        RGB image, up to three pages in a row (:func:`in_a_row`); small pages are enlarged, large ones reduced, so that
-        names stay legible.
+        score_threshold: predictions below it are not drawn.
     """
-    count = 1 + len(columns)
-    across = in_a_row(count)
-    width, height = _column_size(*image.size, MAX_WIDTHS[across])
-    scale = (width / image.width, height / image.height)
-    page = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
-    down = -(-count // across)
-    sheet = Image.new("RGB", (MARGIN + across * (width + MARGIN), down * (HEADER + height + MARGIN)), "white")
-    found = [(label, regions.above(score_threshold)) for label, regions in columns]
-    headings = [("Ground truth", f"{len(truth.boxes)} regions annotated"), *_headings(found, truth)]
-    correct = [np.ones(len(truth.boxes), dtype=bool), *(matched(regions, truth) for _, regions in found)]
-    drawn = [truth, *(regions for _, regions in found)]
-    for place, (heading, regions, right) in enumerate(zip(headings, drawn, correct, strict=True)):
-        left, top = MARGIN + place % across * (width + MARGIN), place // across * (HEADER + height + MARGIN)
-        sheet.paste(_column(page, regions, right, class_names, scale), (left, top + HEADER))
-        write_heading(sheet, (left, top + 8), width, *heading)
-    return sheet
+    columns = columns_of(1 + len(predictions))
+    rows = -(-(1 + len(predictions)) // columns)
+    width = PANEL_INCHES[columns]
+    height = width * min(MAX_ASPECT, max(0.25, image.height / image.width)) + TITLE_INCHES
+    figure = Figure(figsize=(columns * width, rows * height), dpi=DPI, layout="constrained", facecolor="white")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    annotated = len(truth.boxes)
+    title = f"Ground truth\n{annotated} regions"
+    _draw_panel(panels[0], image, title, truth, np.ones(annotated, dtype=bool), class_names)
+    for panel, (label, regions) in zip(panels[1:], predictions, strict=False):
+        found = regions.above(score_threshold)
+        correct = matched(found, truth)
+        count = int(correct.sum())
+        title = f"{label}\n{count} of {annotated} found, {len(correct) - count} wrong"
+        _draw_panel(panel, image, title, found, correct, class_names)
+    for panel in panels[1 + len(predictions) :]:
+        panel.set_visible(False)
+    return png(figure)
 
 
-def in_a_row(count: int) -> int:
-    """How many of ``count`` pages stand side by side: up to three, but four as two by two."""
+def columns_of(count: int) -> int:
+    """Number of columns for ``count`` pages: up to three, but two for four."""
     return 2 if count == 4 else min(count, 3)
 
 
 def matched(found: Regions, truth: Regions) -> NDArray[np.bool_]:
-    """Which found regions, best first, lie on an annotated one of their class with IoU of at least .5: bool [n].
+    """Whether each found region, best first, matches an annotation of its class with an IoU of at least .5: bool [n].
 
-    Each annotated region is given to one found region at most, as in COCO's AP50.
+    Each annotation matches at most one region, as in COCO's AP50.
     """
     overlap = _iou(found.boxes, truth.boxes) * (found.classes[:, None] == truth.classes[None, :])
-    right = np.zeros(len(found.boxes), dtype=bool)
+    correct = np.zeros(len(found.boxes), dtype=bool)
     if not overlap.size:
-        return right
-    for place, row in enumerate(overlap):
+        return correct
+    for index, row in enumerate(overlap):
         best = int(row.argmax())
         if row[best] >= MATCH_IOU:
-            right[place] = True
+            correct[index] = True
             overlap[:, best] = 0
-    return right
+    return correct
 
 
 def _iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -113,42 +121,33 @@ def _iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.
     return overlap
 
 
-def _column_size(width: int, height: int, max_width: int) -> tuple[int, int]:
-    drawn = min(max(width, MIN_WIDTH), max_width)
-    scale = min(drawn / width, MAX_HEIGHT / height)
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _headings(found: Sequence[tuple[str, Regions]], truth: Regions) -> list[tuple[str, str]]:
-    headings = []
-    for label, regions in found:
-        right = int(matched(regions, truth).sum())
-        wrong = len(regions.boxes) - right
-        headings.append((label, f"{right} of {len(truth.boxes)} found, {wrong} wrong"))
-    return headings
-
-
-def _column(
-    page: Image.Image,
+def _draw_panel(
+    axes: Axes,
+    image: Image.Image,
+    title: str,
     regions: Regions,
-    right: NDArray[np.bool_],
+    correct: NDArray[np.bool_],
     class_names: Sequence[str],
-    scale: tuple[float, float],
-) -> Image.Image:
-    tinted = page.copy()
-    draw = ImageDraw.Draw(tinted, "RGBA")
-    corners = regions.boxes * np.array([*scale, *scale], dtype=np.float32)
-    corners[:, 2:] = corners[:, :2] + corners[:, 2:].clip(min=0)
-    corners = np.clip(corners, 0, [tinted.width - 1, tinted.height - 1] * 2)
-    order = np.argsort(-(corners[:, 2:] - corners[:, :2]).prod(axis=1), kind="stable")
-    for place in order:
-        colour = class_colour(int(regions.classes[place]))
-        draw.rectangle(corners[place].tolist(), fill=colour + "2A")
-        (rectangle if right[place] else dashed_rectangle)(draw, corners[place], colour)
-    tags = TagPlacer(draw, tinted.size)
-    for place in order:
-        name = class_names[regions.classes[place]]
-        score = "" if regions.scores is None else f" {regions.scores[place]:.2f}"
-        tags.write(corners[place], name + score, class_colour(int(regions.classes[place])))
-    draw.rectangle((0, 0, tinted.width - 1, tinted.height - 1), outline=PAGE_EDGE)
-    return tinted
+) -> None:
+    show_page(axes, image, title)
+    for index, (x, y, width, height) in enumerate(regions.boxes.tolist()):
+        colour = class_colour(int(regions.classes[index]))
+        outline = Rectangle((x, y), width, height, facecolor=(colour, 0.12), edgecolor=colour, linewidth=1.4)
+        outline.set_linestyle("-" if correct[index] else (0, (4, 3)))
+        axes.add_patch(outline)
+        name = class_names[regions.classes[index]]
+        label = name if regions.scores is None else f"{name} {regions.scores[index]:.2f}"
+        ground = {"facecolor": colour, "edgecolor": "none", "pad": 1}
+        side = "bottom" if y > LABEL_SHARE * image.height else "top"
+        axes.text(max(x, 0), max(y, 0), label, va=side, fontsize=6, color="white", clip_on=True, bbox=ground)
+
+
+def show_page(axes: Axes, image: Image.Image, title: str, faded: float = 0.0) -> None:
+    """Show a page without axes, ``faded`` towards white by a share from 0 to 1."""
+    page = Image.blend(image.convert("RGB"), Image.new("RGB", image.size, "white"), faded)
+    axes.imshow(np.asarray(page), extent=(0, image.width, image.height, 0), interpolation="antialiased")
+    axes.set_title(title, loc="left", fontsize=10, fontweight="bold", color=INK)
+    axes.set_aspect("auto" if image.height > MAX_ASPECT * image.width else "equal")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[["top", "right", "left", "bottom"]].set_color("#d0d7de")

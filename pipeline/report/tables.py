@@ -1,76 +1,143 @@
-"""The rows of the report's tables, as text ready to print."""
+"""Rows of the report's tables, as text."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pipeline.report.curves import class_ap, class_names
-from pipeline.report.facts import MISSING, Comparison, ap, role, trained_steps
-from pipeline.report.runs import RunSummary
+from pipeline.report.runs import RunSummary, class_names
+from pipeline.runs.start_history import FINISHED
 
-ACCURACY = (
-    ("AP", "mean over classes and over overlaps of 50 to 95 %", "ap"),
-    ("AP50", "a region counts where it overlaps by half", "ap50"),
-    ("AP75", "a region counts where it overlaps by three quarters", "ap75"),
-    ("AP small", "regions below 32 x 32 px", "ap_small"),
-    ("AP medium", "regions up to 96 x 96 px", "ap_medium"),
-    ("AP large", "regions above that", "ap_large"),
-    ("AR100", "regions found, given 100 tries a page", "ar_100"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One entry of a table."""
-
-    text: str
-    best: bool = False
+MISSING = "\N{EN DASH}"
+FIGURES = {
+    "AP": "ap",
+    "AP50": "ap50",
+    "AP75": "ap75",
+    "AP small": "ap_small",
+    "AP medium": "ap_medium",
+    "AP large": "ap_large",
+    "AR100": "ar_100",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: a name, what it means, one cell a run, and the signed gain of distillation."""
+    """A name and one cell per run."""
 
     name: str
-    note: str
-    cells: list[Cell]
-    gain: float | None = None
-
-    @property
-    def gain_text(self) -> str:
-        """The gain with its sign, or a dash."""
-        return MISSING if self.gain is None else f"{self.gain:+.1f}".replace("-", "\N{MINUS SIGN}")
+    cells: list[str]
 
 
-def accuracy_rows(runs: Sequence[RunSummary], comparison: Comparison | None) -> list[Row]:
-    """AP and AR in points of 100."""
-    return [_points_row(runs, comparison, name, note, _evaluated(key)) for name, note, key in ACCURACY]
+def summary(runs: list[RunSummary]) -> str:
+    """One sentence: the AP of every evaluated run."""
+    figures = [f"{run.label} {run.points():.1f}" for run in runs if not math.isnan(run.points())]
+    if not figures:
+        return "No run has been evaluated yet."
+    return f"AP: {', '.join(figures)}."
 
 
-def class_rows(runs: Sequence[RunSummary], comparison: Comparison | None) -> list[Row]:
-    """AP of each class in points of 100."""
-    return [_points_row(runs, comparison, name, "", _of_class(name)) for name in class_names(runs)]
+def notices(runs: list[RunSummary]) -> list[str]:
+    """Reasons for which the runs cannot be compared directly."""
+    evaluated = [run for run in runs if run.evaluation]
+    students = [run for run in evaluated if role(run, runs) != "teacher"]
+    found = []
+    if len({run.setting("data", "val") for run in evaluated}) > 1:
+        found.append("The runs were evaluated on different pages.")
+    if len({run.trained_steps for run in students if run.trained_steps}) > 1:
+        found.append("The students were trained for different numbers of steps.")
+    if len(evaluated) > 1:
+        found.append("Each figure is one training with one seed; other seeds give other figures.")
+    return found
 
 
-def training_rows(runs: Sequence[RunSummary]) -> list[Row]:
-    """Steps, size, time and speed; rows that no run has anything for are left out."""
-    columns: list[tuple[str, str, Callable[[RunSummary], str]]] = [
-        ("Steps", "optimiser steps behind these figures", _steps),
-        ("Parameters", "weights of the detector", _parameters),
-        ("Training time", "as logged, on whatever machine it was", _seconds),
-        ("Speed", "pages a second, median", _speed),
-        ("Waiting for data", "share of the time", _data_wait),
+def role(run: RunSummary, runs: list[RunSummary]) -> str:
+    """What the run is among ``runs``."""
+    if run.is_distilled:
+        return "distilled student"
+    return "teacher" if any(_is_teacher(run, other) for other in runs if other is not run) else "trained alone"
+
+
+def _is_teacher(run: RunSummary, student: RunSummary) -> bool:
+    teacher = student.setting("teacher", "run") if student.is_distilled else None
+    # Compared by name, so that reports of runs that were moved together still show it.
+    return teacher is not None and Path(str(teacher)).resolve().name == run.folder.resolve().name
+
+
+def run_rows(runs: list[RunSummary]) -> list[Row]:
+    """Role, accuracy, size and cost of each run, without rows that are empty for all of them."""
+    columns: dict[str, Callable[[RunSummary], str]] = {
+        "Role": lambda run: role(run, runs),
+        "Detector": _detector,
+        **{f"{name}, %": lambda run, key=key: _points(run.points(key)) for name, key in FIGURES.items()},  # type: ignore[misc]
+        "Evaluated pages": lambda run: _count((run.evaluation or {}).get("pages")),
+        "Trained steps": lambda run: _count(run.trained_steps),
+        "Parameters": _parameters,
+        "Training time": lambda run: _logged(run, "seconds", lambda values: duration(values[-1])),
+        "Training speed, pages/s": lambda run: _logged(run, "pages_per_s", lambda values: f"{median(values):.3g}"),
+        "Waiting for data": lambda run: _logged(run, "data_wait", lambda values: f"{100 * median(values):.0f} %"),
+    }
+    rows = [Row(name, [text(run) for run in runs]) for name, text in columns.items()]
+    return [row for row in rows if set(row.cells) != {MISSING}]
+
+
+def class_rows(runs: list[RunSummary]) -> list[Row]:
+    """AP of each class, as percentages."""
+    return [Row(name, [_points(run.class_points(name)) for run in runs]) for name in class_names(runs)]
+
+
+def start_rows(runs: list[RunSummary]) -> list[list[str]]:
+    """Starts of the runs that were started more than once: run, time, steps, workers, end, repeated steps."""
+    rows = []
+    for run in (run for run in runs if len(run.starts) > 1):
+        for start, following in zip(run.starts, [*run.starts[1:], None], strict=True):
+            lasted = f" after {duration(start.ended - start.time)}" if start.ended is not None else ""
+            # All that is known of a killed start is what it logged.
+            repeated = 0 if following is None else max(0, start.last_step - following.step)
+            rows.append(
+                [
+                    run.label,
+                    datetime.fromtimestamp(start.time, timezone.utc).strftime("%Y-%m-%d %H:%M:%S"),
+                    f"{start.step:,} to {start.last_step:,}",
+                    f"{start.workers} on {start.host}",
+                    (start.reason or "unknown") + lasted,
+                    MISSING if start.reason == FINISHED or following is None else f"{repeated:,}",
+                ]
+            )
+    return rows
+
+
+def config_rows(runs: list[RunSummary]) -> list[Row]:
+    """Dotted config keys whose values differ between runs."""
+    configs = [_flatten(run.config) for run in runs]
+    keys = dict.fromkeys(key for config in configs for key in config)
+    sections = {key.rsplit(".", depth)[0] for key in keys for depth in range(1, key.count(".") + 1)}
+    rows = [
+        Row(key, [MISSING if config.get(key) is None else _plain(config[key]) for config in configs])
+        for key in keys
+        if key not in sections and key not in ("name", "run.folder")
     ]
-    rows = [Row(name, note, [Cell(value(run)) for run in runs]) for name, note, value in columns]
-    return [row for row in rows if any(cell.text != MISSING for cell in row.cells)]
+    return [row for row in rows if len(set(row.cells)) > 1]
+
+
+def commands(runs: list[RunSummary]) -> list[str]:
+    """Shell lines that train every run again under another name, and write this report."""
+    lines = []
+    for run in runs:
+        name = f"{run.config.get('name', run.folder.resolve().name)}-again"
+        folder = run.setting("run", "folder")
+        moved = [f"run.folder={Path(str(folder)).with_name(name)}"] if folder else []
+        lines.append(shlex.join(["graphkd", "train", str(run.folder / "config.yaml"), f"name={name}", *moved]))
+    return [*lines, shlex.join(["graphkd", "report", *(str(run.folder) for run in runs)])]
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words, such as ``2 h 05 min``."""
+    """Format seconds, such as ``2 h 05 min``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -79,43 +146,17 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _points_row(
-    runs: Sequence[RunSummary],
-    comparison: Comparison | None,
-    name: str,
-    note: str,
-    value: Callable[[RunSummary], float],
-) -> Row:
-    values = [value(run) for run in runs]
-    rivals = [round(points, 1) for points, run in zip(values, runs, strict=True) if _is_rival(run, runs, points)]
-    best = max(rivals) if len(rivals) > 1 else math.inf
-    cells = [
-        Cell(_points(points), _is_rival(run, runs, points) and round(points, 1) == best)
-        for points, run in zip(values, runs, strict=True)
-    ]
-    gain = None if comparison is None else value(comparison.distilled) - value(comparison.alone)
-    return Row(name, note, cells, None if gain is None or math.isnan(gain) else gain)
-
-
-def _is_rival(run: RunSummary, runs: Sequence[RunSummary], points: float) -> bool:
-    return role(run, runs) != "teacher" and not math.isnan(points)
-
-
-def _evaluated(key: str) -> Callable[[RunSummary], float]:
-    return lambda run: ap(run, key)
-
-
-def _of_class(name: str) -> Callable[[RunSummary], float]:
-    return lambda run: 100 * class_ap(run, name)
+def _detector(run: RunSummary) -> str:
+    parts = [run.setting("detector", key) for key in ("architecture", "backbone")]
+    return ", ".join(str(part).replace("_", " ") for part in parts if part) or MISSING
 
 
 def _points(value: float) -> str:
     return MISSING if math.isnan(value) else f"{value:.1f}"
 
 
-def _steps(run: RunSummary) -> str:
-    steps = trained_steps(run)
-    return MISSING if steps is None else f"{steps:,}"
+def _count(value: Any) -> str:
+    return MISSING if value is None else f"{value:,}"
 
 
 def _parameters(run: RunSummary) -> str:
@@ -123,21 +164,19 @@ def _parameters(run: RunSummary) -> str:
     return MISSING if not count else f"{count / 1e6:.1f} M"
 
 
-def _seconds(run: RunSummary) -> str:
-    logged = _logged(run, "seconds")
-    return duration(logged[-1]) if logged else MISSING
+def _logged(run: RunSummary, key: str, text: Callable[[list[float]], str]) -> str:
+    values = [float(line[key]) for line in run.metrics if line.get(key) is not None and math.isfinite(line[key])]
+    return text(values) if values else MISSING
 
 
-def _speed(run: RunSummary) -> str:
-    logged = _logged(run, "pages_per_s")
-    return f"{median(logged):.3g}" if logged else MISSING
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
-def _data_wait(run: RunSummary) -> str:
-    logged = _logged(run, "data_wait")
-    return f"{100 * median(logged):.0f} %" if logged else MISSING
-
-
-def _logged(run: RunSummary, key: str) -> list[float]:
-    values: list[Any] = [entry.get(key) for entry in run.metrics]
-    return [float(value) for value in values if value is not None and math.isfinite(value)]
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_plain(entry) for entry in value) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value)

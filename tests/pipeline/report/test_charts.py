@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.report.curves import class_ap, class_bars, class_names, loss_curves, smoothed
-from pipeline.report.palette import CLASS_COLOURS, RUN_COLOURS, run_colour
-from pipeline.report.runs import load_run
+from pipeline.report.charts import RUN_COLOURS, class_bars, loss_curves, run_colour, smoothed
+from pipeline.report.pages import CLASS_COLOURS
+from pipeline.report.runs import class_names, load_run
 
 
 def picture(content: bytes) -> Image.Image:
@@ -53,8 +53,8 @@ def test_same_runs_give_the_same_bytes(make_run):
 def test_classes_and_their_ap(make_run):
     run = load_run(make_run("run", ap=0.5))
     assert class_names([run]) == ["paragraph", "table", "figure"]
-    assert class_ap(run, "table") == 0.25
-    assert np.isnan(class_ap(run, "figure")) and np.isnan(class_ap(run, "unknown"))
+    assert run.class_points("table") == 25.0
+    assert np.isnan(run.class_points("figure")) and np.isnan(run.class_points("unknown"))
 
 
 def test_smoothing_has_no_bias_at_the_start_and_steps_over_gaps():
