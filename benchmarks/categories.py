@@ -16,18 +16,19 @@ from graphkd.method import text_score
 from graphkd.nodes import live_signals
 from graphkd.signals import TeacherSignals
 from pipeline.config import RunConfig, load_config
+from pipeline.context import RunContext
 from pipeline.data.format.dataset import PackedDataset
+from pipeline.data.loading.augmentation import EVALUATION_VIEW
 from pipeline.data.loading.batches import FinitePassBatches
 from pipeline.data.loading.loader import PageDataset, page_loader
-from pipeline.teacher.identity import open_teacher
 from pipeline.teacher.statistics import labelled_nodes, read_statistics
 
 
 def ground_truth_nodes(config: RunConfig, dataset: PackedDataset) -> list[tuple[TeacherSignals, Tensor]]:
     """The teacher's signals on every page of ``dataset``, and which nodes are ground truth, bool [B, N]."""
-    teacher = open_teacher(config)
-    detector = teacher.detector(dataset.num_classes, torch.device("cpu"))
-    items = PageDataset(dataset, config.data.view, config.run.seed, views=-1)
+    teacher = RunContext(config).teacher
+    detector = teacher.load(dataset.num_classes, torch.device("cpu"))
+    items = PageDataset(dataset, config.data.view, config.run.seed, EVALUATION_VIEW)
     found = []
     for batch in page_loader(items, FinitePassBatches(range(len(dataset)), config.run.eval_batch, 0, 1), workers=0):
         signals = live_signals(detector, batch, teacher.settings.nodes)

@@ -24,9 +24,10 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.common import finish, interleaved, ratio
 from benchmarks.step_cost import load_run_config, step_work
 from pipeline.cache.build import build_cache, local_builders
-from pipeline.cache.builder import CacheBuilder
 from pipeline.config import RunConfig
+from pipeline.context import RunContext
 from pipeline.data.format.dataset import PackedDataset
+from pipeline.data.loading.augmentation import EVALUATION_VIEW
 from pipeline.data.loading.loader import PageDataset, collate
 from pipeline.data.loading.order import SampleRef
 from pipeline.data.prepare.pack import pack
@@ -66,7 +67,7 @@ class Bench:
             write_pages(folder, count=given.pages, seed=0, width=self.canvas[1], height=self.canvas[0])
             pack(folder / "annotations.json", folder / "images", self.out / "data")
         self.dataset = PackedDataset(self.out / "data")
-        items = PageDataset(self.dataset, self.config("view", "resnet18", {}).data.view, 0, -1)
+        items = PageDataset(self.dataset, self.config("view", "resnet18", {}).data.view, 0, EVALUATION_VIEW)
         self.batch = collate([items[SampleRef(0, sample)] for sample in range(self.pages)]).to(self.device)
 
     def config(self, name: str, backbone: str, compute: dict[str, Any], **changes: Any) -> RunConfig:
@@ -126,7 +127,7 @@ def teachers(bench: Bench, backbones: list[str]) -> dict[str, Any]:
     configs = {"alone": bench.config("alone", "resnet18", FASTEST)}
     for backbone in backbones:
         name = f"teacher-{backbone}"
-        train_run(bench.config(name, backbone, {}))
+        train_run(RunContext(bench.config(name, backbone, {})))
         nodes = {"count": 64, "min_score": 0.0, "nms_iou": 1.0}  # an untrained teacher: take all it proposes
         teacher = {"run": str(bench.out / name), "nodes": nodes, "statistics_pages": bench.pages}
         teacher |= {"cache": str(bench.out / f"cache-{backbone}"), "signals": "live"}
@@ -134,9 +135,9 @@ def teachers(bench: Bench, backbones: list[str]) -> dict[str, Any]:
         if "cached" not in configs:
             cached = {**teacher, "signals": "cache"}
             configs["cached"] = bench.config("cached", "resnet18", FASTEST, teacher=cached, method={"name": "graphkd"})
-            build_cache(configs["cached"], local_builders(configs["cached"], bench.device))
+            build_cache(RunContext(configs["cached"]), local_builders(RunContext(configs["cached"])))
         else:
-            CacheBuilder(live, bench.device).statistics()
+            RunContext(live).ensure_statistics()
         configs[f"live {backbone}"] = live
     works = {arm: bench.work(config) for arm, config in configs.items()}
     seconds = bench.timed(works)
@@ -155,7 +156,7 @@ def training(bench: Bench, steps: int, workers: int) -> dict[str, Any]:
         run={"folder": str(bench.out / "train"), "log_every": 5, "eval_batch": bench.pages},
     )
     config = config.model_copy(update={"data": config.data.model_copy(update={"loader_workers": workers})})
-    train_run(config)
+    train_run(RunContext(config))
     lines = read_metrics(config.folder)[3:]  # after compiling
     return {
         "pages_per_s": len(lines) / sum(1 / line["pages_per_s"] for line in lines),

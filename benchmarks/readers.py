@@ -55,14 +55,14 @@ def stacked(pages: list[Page]) -> Any:
 def ours(folder: Path, workers: int, batch: int) -> Iterator[Any]:
     """The training loader as one rank of one."""
     from pipeline.data.format.dataset import PackedDataset
-    from pipeline.data.loading.augmentation import AugmentationConfig
+    from pipeline.data.loading.augmentation import NEW_VIEW_EVERY_EPOCH, AugmentationConfig
     from pipeline.data.loading.batches import TrainBatches
     from pipeline.data.loading.loader import PageDataset, page_loader
     from pipeline.data.loading.order import CanonicalOrder
 
     dataset = PackedDataset(folder / "packed")
     order = CanonicalOrder(dataset.shard_sizes, 0, batch)
-    items = PageDataset(dataset, AugmentationConfig(canvas=CANVAS, shortest_edge=(EDGE, EDGE)), 0, 0)
+    items = PageDataset(dataset, AugmentationConfig(canvas=CANVAS, shortest_edge=(EDGE, EDGE)), 0, NEW_VIEW_EVERY_EPOCH)
     return iter(page_loader(items, TrainBatches(order, batch, 0, 1, 0, EPOCHS * len(dataset) // batch), workers))
 
 

@@ -56,7 +56,7 @@ def make_shards(out: Path, count: int) -> Path:
 def first_batch(folder: Path, step: int, workers: int) -> dict[str, float]:
     """Seconds from opening the dataset to the batch of ``step``, and of what comes before."""
     from pipeline.data.format.dataset import PackedDataset
-    from pipeline.data.loading.augmentation import AugmentationConfig
+    from pipeline.data.loading.augmentation import NEW_VIEW_EVERY_EPOCH, AugmentationConfig
     from pipeline.data.loading.batches import TrainBatches
     from pipeline.data.loading.loader import PageDataset, page_loader
     from pipeline.data.loading.order import CanonicalOrder
@@ -65,7 +65,8 @@ def first_batch(folder: Path, step: int, workers: int) -> dict[str, float]:
     dataset = PackedDataset(folder)
     opened = time.perf_counter()
     order = CanonicalOrder(dataset.shard_sizes, 0, BATCH)
-    items = PageDataset(dataset, AugmentationConfig(canvas=(256, 192), shortest_edge=(192, 192)), 0, 0)
+    view = AugmentationConfig(canvas=(256, 192), shortest_edge=(192, 192))
+    items = PageDataset(dataset, view, 0, NEW_VIEW_EVERY_EPOCH)
     batches = TrainBatches(order, BATCH, 0, 1, step, step + 10)
     next(iter(page_loader(items, batches, workers)))
     done = time.perf_counter()

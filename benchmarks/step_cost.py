@@ -25,14 +25,17 @@ from graphkd.method import GraphConfig, LossWeights, TeacherStatistics, build_gr
 from graphkd.signals import TeacherSignals
 from pipeline.cache.build import build_cache, local_builders
 from pipeline.config import RunConfig, resolve
+from pipeline.context import RunContext
 from pipeline.data.format.dataset import PackedDataset
+from pipeline.data.loading.augmentation import EVALUATION_VIEW
 from pipeline.data.loading.loader import PageDataset, collate
 from pipeline.data.loading.order import SampleRef
 from pipeline.data.prepare.pack import pack
 from pipeline.synth import write_pages
-from pipeline.train.builders import build_step, signal_source
 from pipeline.train.precision import apply_precision_and_compile, autocast
 from pipeline.train.run import train_run
+from pipeline.train.signal_source import signal_source
+from pipeline.training_step import build_training_step
 
 CHANNELS, SIDE, CLASSES = 256, 7, 11
 
@@ -100,8 +103,8 @@ def step_work(
 
     What the cache holds is read anew every time: in the step, or if ``reads_ahead`` while the steps before it run.
     """
-    module = apply_precision_and_compile(build_step(config, dataset, device).train(), config.compute)
-    source = signal_source(config, dataset, device)
+    module = apply_precision_and_compile(build_training_step(RunContext(config), device).train(), config.compute)
+    source = signal_source(RunContext(config), device)
     read: Iterator[tuple[PageBatch, Any]] = source.prefetch(repeat(batch)) if reads_ahead else repeat((batch, None))
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-6)
 
@@ -122,13 +125,13 @@ def steps(folder: Path, canvas: list[int], pages: int, device: torch.device, liv
     pack(folder / "pages" / "annotations.json", folder / "pages" / "images", folder / "data")
     dataset = PackedDataset(folder / "data")
     big = {"backbone": "resnet50", "norm": "frozen", "anchor_sizes": [12, 24, 48, 96, 160]}
-    train_run(load_run_config(folder, "teacher", canvas, pages, detector=big))
+    train_run(RunContext(load_run_config(folder, "teacher", canvas, pages, detector=big)))
     nodes = {"count": 64, "min_score": 0.0, "nms_iou": 1.0}  # an untrained teacher: take all it proposes
     teacher = {"run": str(folder / "teacher"), "nodes": nodes, "statistics_pages": pages}
     method = {"name": "graphkd"}
     cached = load_run_config(folder, "cached", canvas, pages, method=method, teacher=teacher)
-    build_cache(cached, local_builders(cached, device))
-    items = PageDataset(dataset, cached.data.view, 0, -1)
+    build_cache(RunContext(cached), local_builders(RunContext(cached)))
+    items = PageDataset(dataset, cached.data.view, 0, EVALUATION_VIEW)
     batch = collate([items[SampleRef(0, sample)] for sample in range(pages)]).to(device)
     configs = [load_run_config(folder, "alone", canvas, pages), cached]
     if live:

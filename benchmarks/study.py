@@ -123,13 +123,14 @@ def train(config_file: str, overrides: tuple[str, ...], threads: int) -> dict[st
     import torch
 
     from pipeline.config import load_config
+    from pipeline.context import RunContext
     from pipeline.runs.metrics import read_metrics
     from pipeline.train.run import evaluate_run, train_run
 
     torch.set_num_threads(threads)
     config = load_config(CONFIGS / config_file, overrides)
-    train_run(config)
-    figures = evaluate_run(config)
+    train_run(RunContext(config))
+    figures = evaluate_run(RunContext(config))
     last = read_metrics(config.folder)[-1]
     scores = {name: figures[name] for name in ("ap", "ap50", "ap75", "per_class")}
     return {**scores, "seconds": last["seconds"], "terms": last["terms"]}
@@ -164,10 +165,10 @@ def shared(out: Path, data: Path, pages: str, folder: Path, start: Path | None) 
 
 def make_teacher(out: Path, data: Path, pages: str, jobs: int) -> dict[str, Any]:
     """Train the teacher of these pages and build its cache; real pages start from the synthetic teacher."""
-    import torch
 
     from pipeline.cache.build import build_cache, local_builders
     from pipeline.config import load_config
+    from pipeline.context import RunContext
 
     folder = teacher_folder(out, pages)
     start = None if pages == "synthetic" else teacher_folder(out, "synthetic")
@@ -175,7 +176,8 @@ def make_teacher(out: Path, data: Path, pages: str, jobs: int) -> dict[str, Any]
     figures = train("teacher.yaml", overrides, threads=jobs)
     student = [*shared(out, data, pages, out / "unused", None), ONE_VIEW[pages], f"teacher.run={folder}"]
     config = load_config(CONFIGS / "student-graphkd.yaml", student)
-    build_cache(config, local_builders(config, torch.device("cpu")))
+    context = RunContext(config)
+    build_cache(context, local_builders(context))
     return figures
 
 

@@ -30,17 +30,19 @@ from benchmarks.step_cost import load_run_config, step_work
 from graphkd.nodes import live_signals
 from pipeline.cache.build import build_cache, local_builders
 from pipeline.cache.builder import CacheBuilder
+from pipeline.cache.cached_teacher import CachedTeacher
 from pipeline.cache.format import NodeStore, cache_index_name, cache_shard_name
-from pipeline.cache.quantize import BYTES, Precision
-from pipeline.cache.reader import CachedTeacher
+from pipeline.cache.quantize import Precision
 from pipeline.config import RunConfig
+from pipeline.context import RunContext
 from pipeline.data.format.dataset import PackedDataset
+from pipeline.data.loading.augmentation import EVALUATION_VIEW
 from pipeline.data.loading.loader import PageDataset, collate
 from pipeline.data.loading.order import SampleRef
 from pipeline.data.prepare.pack import pack
 from pipeline.synth import write_pages
-from pipeline.teacher.identity import cache_identity, open_teacher
 from pipeline.train.run import train_run
+from pipeline.train.signal_source import open_cache
 
 NODES, CHANNELS, SIDE, BATCH = 64, 256, 7, 8
 ALL_NODES = {"count": NODES, "min_score": 0.0, "nms_iou": 1.0}  # an untrained teacher: take all it proposes
@@ -55,7 +57,7 @@ def prepared(folder: Path, canvas: list[int], pages: int, teacher: dict[str, Any
         write_pages(folder / "pages", count=pages, seed=0, width=canvas[1], height=canvas[0])
         images = folder / "pages" / "images"
         pack(folder / "pages" / "annotations.json", images, folder / "data", samples_per_shard=shard, workers=1)
-        train_run(load_run_config(folder, "teacher", canvas, 1, detector=teacher))
+        train_run(RunContext(load_run_config(folder, "teacher", canvas, 1, detector=teacher)))
 
 
 def student(folder: Path, canvas: list[int], store: NodeStore, precision: Precision, **teacher: Any) -> RunConfig:
@@ -68,14 +70,13 @@ def student(folder: Path, canvas: list[int], store: NodeStore, precision: Precis
 def building(folder: Path, canvas: list[int], pages: int, pairs: int, device: torch.device) -> dict[str, Any]:
     prepared(folder, canvas, pages, RESNET50)
     config = student(folder, canvas, "pooled", "fp16")
-    builder = CacheBuilder(config, device)
-    name = cache_shard_name(builder.dataset.description.shards[0].name)
-    items, refs = builder.items, builder.refs(0)
-    batches = [collate(items.__getitems__(part)).to(device) for part in refs]
+    builder = CacheBuilder(RunContext(config))
+    name = cache_shard_name(builder.context.dataset.description.shards[0].name)
+    batches = [collate(builder.pages.__getitems__(part)).to(device) for part in builder.refs(0)]
 
     def bare() -> None:
         for batch in batches:
-            live_signals(builder.detector, batch, builder.teacher.settings.nodes)
+            live_signals(builder.detector, batch, builder.settings.nodes)
 
     def build() -> None:
         for old in (name, cache_index_name(name)):
@@ -86,7 +87,7 @@ def building(folder: Path, canvas: list[int], pages: int, pairs: int, device: to
     raw = pages * NODES * CHANNELS * SIDE**2
     sizes = {
         "fp16 file over raw bytes": (config.cache_folder / name).stat().st_size / (2 * raw),
-        "int8 file over raw fp16 bytes": size_of(folder, canvas, "int8", builder) / (2 * raw),
+        "int8 file over raw fp16 bytes": size_of(folder, canvas, "int8") / (2 * raw),
     }
     return {
         "building over the bare teacher": ratio(alone, built),
@@ -95,15 +96,15 @@ def building(folder: Path, canvas: list[int], pages: int, pairs: int, device: to
     }
 
 
-def size_of(folder: Path, canvas: list[int], precision: Precision, like: CacheBuilder) -> int:
+def size_of(folder: Path, canvas: list[int], precision: Precision) -> int:
     config = student(folder, canvas, "pooled", precision)
-    CacheBuilder(config, like.device).build(0)
-    return (config.cache_folder / cache_shard_name(like.dataset.description.shards[0].name)).stat().st_size
+    context = RunContext(config)
+    CacheBuilder(context).build(0)
+    return (config.cache_folder / cache_shard_name(context.dataset.description.shards[0].name)).stat().st_size
 
 
 def opened(config: RunConfig) -> CachedTeacher:
-    dataset, teacher = PackedDataset(config.data.train), open_teacher(config)
-    return CachedTeacher(config.cache_location, dataset, cache_identity(config, teacher, dataset))
+    return open_cache(RunContext(config))
 
 
 def reading(folder: Path, pages: int, pairs: int, device: torch.device) -> dict[str, Any]:
@@ -112,9 +113,9 @@ def reading(folder: Path, pages: int, pairs: int, device: torch.device) -> dict[
     figures: dict[str, Any] = {}
     for precision in ("fp16", "int8"):
         config = student(folder, canvas, "pooled", precision)
-        build_cache(config, local_builders(config, device))
+        build_cache(RunContext(config), local_builders(RunContext(config)))
         cached = opened(config)
-        items = PageDataset(cached.dataset, config.data.view, 0, -1)
+        items = PageDataset(cached.dataset, config.data.view, 0, EVALUATION_VIEW)
         order = np.random.default_rng(0).permutation(pages).tolist()
         groups = [order[first : first + BATCH] for first in range(0, pages, BATCH)]
         batches = [collate(items.__getitems__([SampleRef(0, sample) for sample in group])) for group in groups]
@@ -127,7 +128,7 @@ def reading(folder: Path, pages: int, pairs: int, device: torch.device) -> dict[
         )
         figures[f"reading {precision} over numpy memmap, one thread"] = ratio(theirs, ours)
         figures[f"reading {precision} ahead, as training does, over numpy memmap"] = ratio(theirs, prefetch)
-        row = NODES * CHANNELS * SIDE**2 * BYTES[precision]
+        row = NODES * CHANNELS * SIDE**2 * {"fp16": 2, "int8": 1}[precision]
         figures[f"GB a second, {precision}"] = pages * row / statistics.median(ours) / 1e9
     return figures
 
@@ -198,10 +199,9 @@ def growth(counts: list[int], device: torch.device) -> dict[str, Any]:
             folder, canvas = Path(name), [64, 64]
             prepared(folder, canvas, count, small)
             config = student(folder, canvas, "pooled", "fp16")
-            builder = CacheBuilder(config, device)
-            builder.statistics()
+            RunContext(config).ensure_statistics()
             begin = time.perf_counter()
-            build_cache(config, local_builders(config, device))
+            build_cache(RunContext(config), local_builders(RunContext(config)))
             built = time.perf_counter() - begin
             figures[f"{count} pages"] = {
                 "built, ms a page": 1000 * built / count,
@@ -214,7 +214,7 @@ def growth(counts: list[int], device: torch.device) -> dict[str, Any]:
 
 def reading_growth(config: RunConfig, count: int) -> dict[str, float]:
     cached = opened(config)
-    items = PageDataset(cached.dataset, config.data.view, 0, -1)
+    items = PageDataset(cached.dataset, config.data.view, 0, EVALUATION_VIEW)
     samples = np.random.default_rng(0).permutation(count).tolist()
     batches = [collate([items[SampleRef(0, sample)]]) for sample in samples[:500]]
     cache_work(cached, batches)()  # indexes opened, rows checked
@@ -235,13 +235,13 @@ def project(
     """Seconds per page of one epoch's training with each source, and of building; then whole projects."""
     prepared(folder, canvas, pages, RESNET50)
     cached = student(folder, canvas, "pooled", "fp16")
-    build_cache(cached, local_builders(cached, device))
+    build_cache(RunContext(cached), local_builders(RunContext(cached)))
     live = student(folder, canvas, "pooled", "fp16", signals="live")
     dataset = PackedDataset(folder / "data")
-    items = PageDataset(dataset, cached.data.view, 0, -1)
+    items = PageDataset(dataset, cached.data.view, 0, EVALUATION_VIEW)
     batch = collate([items[SampleRef(0, sample)] for sample in range(min(pages, BATCH))]).to(device)
-    builder = CacheBuilder(cached, device)
-    name = cache_shard_name(builder.dataset.description.shards[0].name)
+    builder = CacheBuilder(RunContext(cached))
+    name = cache_shard_name(builder.context.dataset.description.shards[0].name)
 
     def build() -> None:
         for old in (name, cache_index_name(name)):

@@ -34,9 +34,9 @@ class PageBatch:
     """int64 [B] on the CPU: each page's number in the dataset's canonical numbering; -1 marks no page."""
     seeds: Tensor
     """int64 [B] on the CPU: keys everything random that a detector does with the page."""
-    view_numbers: Tensor
+    view_index: Tensor
     """int64 [B] on the CPU: which of its views each page is shown in."""
-    views: Tensor
+    affine: Tensor
     """float32 [B, 4] on the CPU: (a, b, c, d) with ``x_canvas = a x_image + c`` and ``y_canvas = b y_image + d``, px;
     a is negative where the page is mirrored."""
     replaced_sample: Tensor

@@ -55,10 +55,10 @@ class TeacherPass:
         count = self.policy.count
         counts = torch.tensor([len(page) for page in boxes])
         valid = (torch.arange(count) < counts[:, None]).to(boxes[0].device)
-        return self.at(_pad(boxes, count), valid, _pad(scores, count), _pad(classes, count))
+        return self.signals_at(_pad(boxes, count), valid, _pad(scores, count), _pad(classes, count))
 
     @torch.no_grad()
-    def at(self, boxes: Tensor, valid: Tensor, scores: Tensor, classes: Tensor) -> TeacherSignals:
+    def signals_at(self, boxes: Tensor, valid: Tensor, scores: Tensor, classes: Tensor) -> TeacherSignals:
         """The teacher's signals at given nodes: boxes [B, N, 4], the others [B, N]; class -1 is to be predicted."""
         pooled = self.teacher.pool(self.features, list(boxes.unbind(0)))
         regions = self.teacher.classify(pooled)

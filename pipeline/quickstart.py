@@ -1,4 +1,4 @@
-"""The whole pipeline on synthetic pages: every stage is skipped where its result is complete already."""
+"""The whole pipeline on synthetic pages. Every stage that is already complete is skipped."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.cache.build import build_cache, local_builders
 from pipeline.config import RunConfig, load_config
+from pipeline.context import RunContext
 from pipeline.core.errors import OutputError
 from pipeline.core.files import ensure_owned_dir, write_json
 from pipeline.core.progress import ProgressBar, phased_progress
 from pipeline.core.ray_session import ray_session
 from pipeline.data.prepare.pack import pack
-from pipeline.report.compose import report_runs
+from pipeline.report.html import report_runs
 from pipeline.report.runs import load_run
 from pipeline.synth import write_pages
 from pipeline.train.run import evaluate_run, train_run
@@ -28,7 +27,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "quickstart"  # besi
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuickstartSize:
-    """How much is drawn and trained."""
+    """Amount of data and training."""
 
     train_pages: int
     val_pages: int
@@ -38,29 +37,32 @@ class QuickstartSize:
 
 SIZES = {
     "full": QuickstartSize(train_pages=640, val_pages=96, teacher_steps=520, student_steps=160),
-    # Enough to run every stage and learn something, in a few minutes; its AP says nothing about the method.
+    # Enough to run every stage and learn something within minutes. Its AP says nothing about the method.
     "small": QuickstartSize(train_pages=96, val_pages=24, teacher_steps=60, student_steps=40),
 }
 RUNS = {"teacher": "teacher", "student_alone": "student", "student_graphkd": "student-graphkd"}
 
 
-def quickstart(out: Path, size: str, seed: int, stage: ProgressBar) -> dict[str, Any]:
-    """Draw, pack, train, cache, distil, evaluate and report below ``out``; gives each run's figures and the seconds.
+def quickstart(out: Path, size: str, seed: int, bar: ProgressBar) -> dict[str, Any]:
+    """Draw, pack, train, cache, distil, evaluate and report below ``out``. Return each run's figures and the seconds.
 
-    ``stage(title, unit)`` opens a progress bar. Raises OutputError where ``out`` holds something else.
+    Raises:
+        OutputError: if ``out`` holds something else.
     """
     begin = time.monotonic()
     amount = SIZES[size]
     _claim(out, size, seed)
-    _make_data(out, amount, seed, stage)
-    configs = {name: _config(out, file, amount, seed) for name, file in RUNS.items()}
-    _train(configs["teacher"], stage)
-    _build_cache(configs["student_graphkd"], stage)
-    with ray_session(configs["student_alone"].engine.max_workers):
-        _train(configs["student_alone"], stage)
-        _train(configs["student_graphkd"], stage)
-    figures = {name: _evaluate(config, stage) for name, config in configs.items()}
-    runs = [load_run(config.folder) for config in configs.values()]
+    _make_split(out, "train", amount.train_pages, 2 * seed, bar)
+    _make_split(out, "val", amount.val_pages, 2 * seed + 1, bar)
+    contexts = {name: RunContext(_config(out, file, amount, seed)) for name, file in RUNS.items()}
+    _train(contexts["teacher"], bar)
+    with phased_progress(bar, "teacher", "pages") as update:
+        build_cache(contexts["student_graphkd"], local_builders(contexts["student_graphkd"]), update)
+    with ray_session(contexts["student_alone"].config.engine.max_workers):
+        _train(contexts["student_alone"], bar)
+        _train(contexts["student_graphkd"], bar)
+    figures = {name: _evaluate(context, bar) for name, context in contexts.items()}
+    runs = [load_run(context.config.folder) for context in contexts.values()]
     report_runs(runs, out / "report.html", title="GraphKD quickstart")
     return {**figures, "seconds": round(time.monotonic() - begin, 1)}
 
@@ -73,22 +75,17 @@ def _claim(out: Path, size: str, seed: int) -> None:
     write_json(path, content)
 
 
-def _make_data(out: Path, amount: QuickstartSize, seed: int, stage: ProgressBar) -> None:
-    _make_split(out, "train", amount.train_pages, 2 * seed, stage)
-    _make_split(out, "val", amount.val_pages, 2 * seed + 1, stage)
-
-
-def _make_split(out: Path, split: str, count: int, seed: int, stage: ProgressBar) -> None:
+def _make_split(out: Path, split: str, count: int, seed: int, bar: ProgressBar) -> None:
     pages = out / "pages" / split
-    with stage(f"drawing {split} pages", "pages") as update:
+    with bar(f"drawing {split} pages", "pages") as update:
         write_pages(pages, count=count, seed=seed, progress=lambda done: update(done, count, ""))
-    with stage(f"packing {split} pages", "pages") as update:
+    with bar(f"packing {split} pages", "pages") as update:
         pack(
             pages / "annotations.json",
             pages / "images",
             out / "data" / split,
             samples_per_shard=64,
-            workers=1,  # another process would take longer to start than these pages to pack
+            workers=1,  # starting another process takes longer than packing these pages
             progress=lambda done, total: update(done, total, ""),
         )
 
@@ -109,17 +106,12 @@ def _config(out: Path, file: str, amount: QuickstartSize, seed: int) -> RunConfi
     return load_config(path, overrides)
 
 
-def _train(config: RunConfig, stage: ProgressBar) -> None:
-    steps = config.schedule.scaled().steps
-    with stage(f"training {config.name}", "steps") as update:
-        train_run(config, lambda line: update(line["step"], steps, f"loss {line['loss']:.3f}"))
+def _train(context: RunContext, bar: ProgressBar) -> None:
+    steps = context.config.schedule.scaled().steps
+    with bar(f"training {context.config.name}", "steps") as update:
+        train_run(context, lambda line: update(line["step"], steps, f"loss {line['loss']:.3f}"))
 
 
-def _build_cache(config: RunConfig, stage: ProgressBar) -> None:
-    with phased_progress(stage, "teacher", "pages") as update:
-        build_cache(config, local_builders(config, torch.device("cpu")), update)
-
-
-def _evaluate(config: RunConfig, stage: ProgressBar) -> dict[str, Any]:
-    with stage(f"evaluating {config.name}", "pages") as update:
-        return evaluate_run(config, progress=lambda done, total: update(done, total, ""))
+def _evaluate(context: RunContext, bar: ProgressBar) -> dict[str, Any]:
+    with bar(f"evaluating {context.config.name}", "pages") as update:
+        return evaluate_run(context, progress=lambda done, total: update(done, total, ""))

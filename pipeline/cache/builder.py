@@ -1,108 +1,104 @@
-"""Making the files of a cache: one builder that has loaded the teacher, wherever it runs, and one shard at a time."""
+"""Building cache files: one builder, with the teacher loaded, builds one shard at a time, wherever it runs."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
-import torch
-
 from graphkd.batch import PageBatch
+from graphkd.detectors import DetectorModule
 from graphkd.nodes import live_signals
 from graphkd.signals import TeacherSignals
-from pipeline.cache.format import cache_index_name, cache_shard_name
+from pipeline.cache.format import cache_index_name, cache_shard_name, is_built
 from pipeline.cache.quantize import quantize
 from pipeline.cache.writer import CacheFileWriter, CacheRow, cache_file
-from pipeline.config import RunConfig
-from pipeline.core.files import locked, stale_temp_files
+from pipeline.context import RunContext
+from pipeline.core.files import stale_temp_files
+from pipeline.core.locks import file_lock
 from pipeline.core.parallel import prefetch
-from pipeline.data.format.dataset import PackedDataset
+from pipeline.data.loading.augmentation import cached_views
 from pipeline.data.loading.loader import PageDataset, collate
 from pipeline.data.loading.order import SampleRef
-from pipeline.teacher.identity import cache_identity, open_teacher
-from pipeline.teacher.statistics import ensure_statistics
 
-log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
-PREFETCH_BATCHES = 2  # decoded before the teacher wants them, and said by it before they are written
+"""(done, total)."""
+PREFETCH_BATCHES = 2  # decoded before the teacher needs them, and computed before they are written
 
 
 class CacheBuilder:
-    """A teacher that says what it sees, shard by shard.
+    """Builds the cache files of a student's teacher, which is loaded at first use."""
 
-    Args:
-        student: whose config names teacher, dataset and cache.
-        device: where the teacher runs.
-    """
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        self.settings = context.teacher.settings
+        self.eval_batch = context.config.run.eval_batch
+        self.decode_threads = context.config.data.loader_workers
+        views = cached_views(self.settings.views)
+        self.pages = PageDataset(context.dataset, context.config.data.view, context.config.run.seed, views)
 
-    def __init__(self, student: RunConfig, device: torch.device) -> None:
-        self.student = student
-        self.device = device
-        self.dataset = PackedDataset(student.data.train, student.data.storage)
-        self.teacher = open_teacher(student)
-        self.identity = cache_identity(student, self.teacher, self.dataset)
-        self.detector = self.teacher.detector(self.dataset.num_classes, device)
-        views = self.teacher.settings.views
-        self.items = PageDataset(self.dataset, student.data.view, student.run.seed, views if views > 1 else -1)
-
-    def statistics(self, progress: Progress | None = None) -> None:
-        """Compute the teacher's statistics where they are not there yet."""
-        ensure_statistics(self.student, self.teacher, self.dataset, self.device, progress)
+    @cached_property
+    def detector(self) -> DetectorModule:
+        """The teacher, on the context's device."""
+        return self.context.teacher.load(self.context.dataset.num_classes, self.context.device)
 
     def build(self, shard: int, progress: Callable[[int], None] | None = None) -> bool:
-        """Make one file unless it is there; ``progress`` gets the rows written so far.
+        """Build one file unless it exists; ``progress`` gets the number of rows written so far.
 
-        Gives False where another builder is at it. Raises OutputError where the disk is full.
+        Returns False if another builder is building it.
+
+        Raises:
+            OutputError: if the disk is full.
         """
-        entry = self.dataset.description.shards[shard]
-        settings, folder, name = self.teacher.settings, self.student.cache_folder, cache_shard_name(entry.name)
-        with _alone_at(folder, name) as alone:
-            if not alone or is_built(folder, name):
-                return alone
+        entry = self.context.dataset.description.shards[shard]
+        folder, name = self.context.config.cache_folder, cache_shard_name(entry.name)
+        with _file_builder_lock(folder, name) as held:
+            if not held or is_built(folder, name):
+                return held
             with cache_file(
                 folder,
                 name,
                 tar_sha256=entry.sha256,
-                identity=self.identity,
-                precision=settings.cache_dtype,
-                compression=settings.compression,
+                identity=self.context.cache_identity,
+                precision=self.settings.cache_dtype,
+                compression=self.settings.compression,
             ) as writer:
                 self._write(shard, writer, progress)
         return True
 
     def refs(self, shard: int) -> list[list[SampleRef]]:
         """A shard's pages in each of their views, in batches."""
-        sizes = self.dataset.shard_sizes
-        start, batch = sum(sizes[:shard]), self.student.run.eval_batch
+        sizes = self.context.dataset.shard_sizes
+        start, batch = sum(sizes[:shard]), self.eval_batch
         samples = range(start, start + sizes[shard])
-        refs = [SampleRef(view, sample) for sample in samples for view in range(self.teacher.settings.views)]
+        refs = [SampleRef(view, sample) for sample in samples for view in range(self.settings.views)]
         return [refs[first : first + batch] for first in range(0, len(refs), batch)]
 
-    def said(self, batches: list[list[SampleRef]]) -> Iterator[list[CacheRow]]:
-        """What the teacher says of batches of pages, which are decoded by threads meanwhile."""
-        threads = self.student.data.loader_workers
-        for batch in prefetch(self._pages, batches, threads, threads + PREFETCH_BATCHES, "decode"):
-            yield self.rows(batch, live_signals(self.detector, batch.to(self.device), self.teacher.settings.nodes))
+    def teacher_rows(self, batches: list[list[SampleRef]]) -> Iterator[list[CacheRow]]:
+        """Cache rows of batches of pages, which threads decode while the teacher runs."""
+        threads = self.decode_threads
+        for batch in prefetch(self._decode, batches, threads, threads + PREFETCH_BATCHES, "decode"):
+            signals = live_signals(self.detector, batch.to(self.context.device), self.settings.nodes)
+            yield self.rows(batch, signals)
 
     def rows(self, batch: PageBatch, signals: TeacherSignals) -> list[CacheRow]:
-        """Signals as rows of the cache, on the CPU."""
-        settings = self.teacher.settings
-        said = signals.compressed() if settings.store == "descriptors" else signals
-        counts = said.valid.sum(dim=1).tolist()
+        """Convert signals to cache rows on the CPU."""
+        if self.settings.store == "descriptors":
+            signals = signals.compressed()
+        counts = signals.valid.sum(dim=1).tolist()
         rows = []
         for page, count in enumerate(counts):
-            pooled, scales = quantize(said.pooled[page, :count], settings.cache_dtype)
-            arrays = {"pooled": pooled, "pooled_scale": scales, "boxes": said.boxes[page, :count]}
-            arrays |= {"scores": said.scores[page, :count], "classes": said.classes[page, :count]}
-            if said.logits is not None and said.deltas is not None:
-                arrays |= {"logits": said.logits[page, :count], "deltas": said.deltas[page, :count]}
-            rows.append(_numbers(batch, page) | {name: value.cpu().numpy() for name, value in arrays.items()})
+            pooled, scales = quantize(signals.pooled[page, :count], self.settings.cache_dtype)
+            arrays = {"pooled": pooled, "pooled_scale": scales, "boxes": signals.boxes[page, :count]}
+            arrays |= {"scores": signals.scores[page, :count], "classes": signals.classes[page, :count]}
+            if signals.logits is not None and signals.deltas is not None:
+                arrays |= {"logits": signals.logits[page, :count], "deltas": signals.deltas[page, :count]}
+            rows.append(_page_fields(batch, page) | {name: value.cpu().numpy() for name, value in arrays.items()})
         return rows
 
-    def _pages(self, refs: list[SampleRef]) -> PageBatch:
-        return collate(self.items.__getitems__(refs))
+    def _decode(self, refs: list[SampleRef]) -> PageBatch:
+        return collate(self.pages.__getitems__(refs))
 
     def _write(self, shard: int, writer: CacheFileWriter, progress: Callable[[int], None] | None) -> None:
         def write(rows: list[CacheRow]) -> int:
@@ -111,32 +107,27 @@ class CacheBuilder:
             return len(rows)
 
         written = 0
-        # One thread writes and hashes while the teacher looks at the next pages; the queue is short, so that a slow
-        # disk slows the teacher down instead of filling the memory.
-        for count in prefetch(write, self.said(self.refs(shard)), 1, PREFETCH_BATCHES, "write"):
+        # One thread writes and hashes while the teacher computes the next pages. The queue is short, so that a slow
+        # disk slows the teacher down instead of filling memory.
+        for count in prefetch(write, self.teacher_rows(self.refs(shard)), 1, PREFETCH_BATCHES, "write"):
             written += count
             if progress is not None:
                 progress(written)
 
 
-def _numbers(batch: PageBatch, page: int) -> CacheRow:
+def _page_fields(batch: PageBatch, page: int) -> CacheRow:
     return {
         "sample": int(batch.samples[page]),
-        "view": int(batch.view_numbers[page]),
-        "affine": batch.views[page].numpy(),
+        "view": int(batch.view_index[page]),
+        "affine": batch.affine[page].numpy(),
     }
 
 
-def is_built(folder: Path, name: str) -> bool:
-    """Whether a cache file is whole: its index comes last."""
-    return (folder / cache_index_name(name)).exists()
-
-
 @contextmanager
-def _alone_at(folder: Path, name: str) -> Iterator[bool]:
-    """Whether this is the only builder at a file; what a killed one left is removed."""
-    with locked(folder / f".{name}.lock", wait=False) as alone:
-        if alone:
+def _file_builder_lock(folder: Path, name: str) -> Iterator[bool]:
+    """Lock of a cache file, False if another builder holds it; removes what a killed builder left."""
+    with file_lock(folder / f".{name}.lock", wait=False) as held:
+        if held:
             for path in [*stale_temp_files(folder, name), *stale_temp_files(folder, cache_index_name(name))]:
                 path.unlink(missing_ok=True)
-        yield alone
+        yield held

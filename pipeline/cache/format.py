@@ -1,8 +1,8 @@
-"""The teacher cache on disk: an Arrow IPC file and an index per shard of the dataset, and ``cache.json``, written last.
+"""The teacher cache on disk: one Arrow IPC file with an index per dataset shard, and ``cache.json``, written last.
 
-Each page and view is one record batch, in the order of samples, then views. The index says where it lies and what its
-bytes hash to, so that any row can be had by one read and checked. Legend: ``n`` nodes of a page, ``K`` classes, ``C``
-channels, ``P`` pooled side. Every list holds its array in C order.
+Each page and view is one record batch, ordered by sample, then view. The index gives its offset and digest, so that any
+row takes one read and can be checked. Legend: ``n`` nodes of a page, ``K`` classes, ``C`` channels, ``P`` pooled side.
+Every list holds its array in C order.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from pipeline.cache.quantize import Precision
 from pipeline.core.errors import CacheError, DataError
 from pipeline.data.format.schema import index_path
 from pipeline.data.storage.base import Store
+from pipeline.teacher.identity import SIGNALS_VERSION, Identity
 
-CACHE_VERSION = 3
+CACHE_VERSION = SIGNALS_VERSION
 CACHE_FILE = "cache.json"
 ARROW_TYPES: dict[Precision, pa.DataType] = {"fp16": pa.float16(), "fp32": pa.float32(), "int8": pa.int8()}
 
@@ -34,7 +35,7 @@ class Column:
 
     name: str
     kind: str
-    """Arrow type of a value or list item; ``feature`` is the cache's precision."""
+    """Arrow type of the value or list item; ``feature`` is the cache's precision."""
     shape: str
     """Shape of one page's array, or scalar."""
     unit: str
@@ -49,8 +50,8 @@ COLUMNS = (
     Column("classes", "int32", "n", "0-based class"),
     Column("logits", "float32", "n, K + 1", "class logits, background last; empty without a region head"),
     Column("deltas", "float32", "n, K, 4", "box deltas, unit coder weights; empty without a region head"),
-    Column("pooled", "feature", "n, C, P, P", "pooled features; n, C, 1, 2 where store is descriptors"),
-    Column("pooled_scale", "float32", "C", "what int8 features of each channel are multiplied by; empty otherwise"),
+    Column("pooled", "feature", "n, C, P, P", "pooled features; n, C, 1, 2 if store is descriptors"),
+    Column("pooled_scale", "float32", "C", "scale of int8 features per channel; empty otherwise"),
 )
 
 INDEX_SCHEMA = pa.schema(
@@ -64,11 +65,11 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 SHARD_METADATA_KEY = b"graphkd"
-"""Key of the index's metadata that holds its :class:`CachedShard` and the fingerprint of the cache's identity."""
+"""Metadata key of an index, for its :class:`CachedShard` and the fingerprint of the cache's identity."""
 
 
 def cache_schema(precision: Precision) -> pa.Schema:
-    """The Arrow schema of a cache file."""
+    """Arrow schema of a cache file."""
     return pa.schema([pa.field(column.name, _arrow_type(column, precision)) for column in COLUMNS])
 
 
@@ -85,32 +86,31 @@ class CachedShard(BaseModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+\.arrow$")
     tar_sha256: str
-    """Of the dataset's shard that it was made from."""
+    """SHA-256 of the dataset's tar that it was made from."""
     compression: Compression
     rows: int
     nodes: int
-    """Of all rows."""
+    """Nodes of all rows."""
     bytes: int
     sha256: str
 
 
 class CacheJson(BaseModel):
-    """The content of ``cache.json``."""
+    """Content of ``cache.json``."""
 
     model_config = ConfigDict(frozen=True)
 
     version: int
-    identity: dict[str, str]
-    """What the cache was made from, by name."""
+    identity: Identity
     precision: Precision
     store: NodeStore
     views: int
     nodes: int
-    """N, the most nodes a page may have."""
+    """N, maximum number of nodes per page."""
     classifies: bool
     """Whether the teacher gave logits and deltas."""
     feature_shape: tuple[int, int, int]
-    """Of one node's ``pooled``."""
+    """Shape of one node's ``pooled``."""
     num_classes: int
     shards: list[CachedShard]
     indexes: dict[str, str]
@@ -118,21 +118,25 @@ class CacheJson(BaseModel):
 
     @property
     def rows(self) -> int:
-        """Pages, each in every view."""
+        """Pages times views."""
         return sum(shard.rows for shard in self.shards)
 
     @property
     def bytes(self) -> int:
-        """Of all cache files, without their indexes."""
+        """Size of all cache files, without their indexes."""
         return sum(shard.bytes for shard in self.shards)
 
 
 def read_cache_json(store: Store) -> CacheJson:
-    """Read ``cache.json``; raises CacheError where it is missing (not finished), malformed or of another version."""
+    """Read ``cache.json``.
+
+    Raises:
+        CacheError: if it is missing (the cache is unfinished), malformed or of another version.
+    """
     path = f"{store.location}/{CACHE_FILE}"
     try:
         content = json.loads(store.read(CACHE_FILE))
-        _require_version(content.get("version", 2), path)
+        _check_version(content.get("version", 2), path)
         return CacheJson.model_validate(content)
     except DataError as error:
         if isinstance(error.__cause__, FileNotFoundError):
@@ -144,7 +148,7 @@ def read_cache_json(store: Store) -> CacheJson:
         raise CacheError(f"{path} is damaged ({str(error).splitlines()[0]}); build the cache again") from error
 
 
-def _require_version(found: int, path: str) -> None:
+def _check_version(found: int, path: str) -> None:
     if found == CACHE_VERSION:
         return
     remedy = "build the cache again" if found < CACHE_VERSION else "install a release that reads it"
@@ -153,10 +157,15 @@ def _require_version(found: int, path: str) -> None:
 
 
 def cache_shard_name(shard: str) -> str:
-    """Name of the cache file that belongs to a tar."""
+    """Name of the cache file of a tar."""
     return shard.removesuffix(".tar") + ".arrow"
 
 
 def cache_index_name(name: str) -> str:
-    """Name of the index that belongs to a cache file."""
+    """Name of the index of a cache file."""
     return index_path(Path(name)).name
+
+
+def is_built(folder: Path, name: str) -> bool:
+    """Whether a cache file is complete: its index is written last."""
+    return (folder / cache_index_name(name)).exists()

@@ -1,4 +1,4 @@
-"""What a cache will cost before it is built: bytes, hours, and the rate at which training will read it."""
+"""Cost of a cache before it is built: bytes, hours, and the rate at which training will read it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.cache.build import check_ownership
 from pipeline.cache.builder import CacheBuilder
 from pipeline.cache.compare import evenly_spread
-from pipeline.cache.format import cache_index_name, cache_shard_name
-from pipeline.cache.sizes import Size, row_bytes, sizes
-from pipeline.config import RunConfig
+from pipeline.cache.format import cache_shard_name, is_built
+from pipeline.cache.sizes import Size, cache_sizes, row_bytes
+from pipeline.context import RunContext
 from pipeline.core.errors import OutputError
 
 TEST_BYTES = 64 << 20
-MARGIN = 1.02  # of free space that a plan leaves alone: indexes, other writers
+MARGIN = 1.02  # free space that a plan needs, relative to the cache: indexes, other writers
 
 STORAGE_GB_S = {
     "1 GbE NFS": 0.11,
@@ -31,55 +29,55 @@ STORAGE_GB_S = {
     "NVMe SSD": 3.0,
     "parallel file system": 10.0,
 }
-"""What common storage gives when read in pieces of a megabyte, GB/s: orders of magnitude from data sheets."""
+"""Typical read rates in pieces of a megabyte, GB/s: orders of magnitude from data sheets."""
 
 
 @dataclass(frozen=True, slots=True)
 class StorageThroughput:
-    """Whether a kind of storage feeds the GPUs."""
+    """Whether a kind of storage is fast enough for the GPUs."""
 
     storage: str
     gb_s: float
     pages_s: float
-    """Pages a second that it gives."""
+    """Pages per second at that rate."""
     enough: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """The cost of one cache."""
+    """Cost of one cache."""
 
     folder: str
     rows: int
-    """Pages, each in every view."""
+    """Pages times views."""
     mean_nodes: float
-    """Of the pages that were looked at."""
+    """Nodes per page, on the pages that were measured."""
     page_bytes: int
     """At that mean."""
     need_bytes: int
     """Still to be written."""
     most_bytes: int
-    """The same where every page has all its nodes."""
+    """The same if every page has the maximum number of nodes."""
     free_bytes: int
     pages_s: float
-    """What one builder makes here, reading and decoding included."""
+    """Of one builder on this host, with reading and decoding."""
     write_mb_s: float
-    """What the disk took, synced."""
+    """Of the disk, synced."""
     hours: float
     bound: str
-    """teacher or disk: what the hours hang on."""
+    """teacher or disk: what limits the build."""
     builders: int
     sizes: list[Size]
     read_mb_s: float
-    """What the training named by ``gpus`` and ``rate`` reads."""
+    """Read rate of the training that ``gpus`` and ``rate`` describe."""
     feeds: list[StorageThroughput]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
-    def require_room(self) -> None:
-        """Raise OutputError where the cache will not fit, naming what would."""
+    def check_space(self) -> None:
+        """Raise OutputError if the cache does not fit, naming a form that does."""
         if self.need_bytes * MARGIN <= self.free_bytes:
             return
         fitting = [size for size in self.sizes if size.total_bytes * MARGIN <= self.free_bytes]
@@ -94,29 +92,27 @@ class Plan:
         raise OutputError(f"the cache needs {need}, but {self.folder} has {free} free; {remedy}")
 
 
-def plan_cache(
-    student: RunConfig, device: torch.device, builders: int = 1, gpus: int = 1, rate: float = 100.0, pages: int = 16
-) -> Plan:
-    """Measure teacher and disk for some seconds and reckon the rest.
+def plan_cache(context: RunContext, builders: int = 1, gpus: int = 1, rate: float = 100.0, pages: int = 16) -> Plan:
+    """Measure teacher and disk for some seconds and extrapolate.
 
     Args:
-        student: whose config names teacher, dataset and cache.
-        device: where the teacher is measured.
-        builders: how many will work side by side, each as fast as this one.
-        gpus: how many will train from the cache.
-        rate: pages a second that each of them takes.
-        pages: how many the teacher looks at.
+        context: of the student.
+        builders: number of parallel builders (assumed as fast as this host).
+        gpus: GPUs that will train from the cache.
+        rate: pages per second of each of them.
+        pages: pages to measure the teacher on.
     """
-    builder = CacheBuilder(student, device)
-    folder, settings = student.cache_folder, builder.teacher.settings
-    check_ownership(folder, builder.identity)
-    nodes, pages_s = _measure_teacher(builder, pages)
-    rows = len(builder.dataset) * settings.views
-    missing = rows - _rows_there(builder)
+    builder, dataset, settings = CacheBuilder(context), context.dataset, context.teacher.settings
+    folder, spec = context.config.cache_folder, builder.detector.spec
+    check_ownership(folder, context.cache_identity)
+    nodes, pages_s = _measure_teacher(builder, len(dataset), pages)
+    built = [shard.samples for shard in dataset.description.shards if is_built(folder, cache_shard_name(shard.name))]
+    rows = len(dataset) * settings.views
+    missing = rows - sum(built) * settings.views
     form = settings.store, settings.cache_dtype
-    page, most = row_bytes(builder, *form, nodes), row_bytes(builder, *form, settings.nodes.count)
-    where = existing_parent(folder)
-    free, write = shutil.disk_usage(where).free, measure_write(where)
+    page, most = row_bytes(spec, *form, nodes), row_bytes(spec, *form, settings.nodes.count)
+    parent = existing_parent(folder)
+    free, write = shutil.disk_usage(parent).free, measure_write(parent)
     teacher_s, disk_s = missing / (pages_s * builders), missing * page / write
     return Plan(
         folder=str(folder),
@@ -131,47 +127,40 @@ def plan_cache(
         hours=max(teacher_s, disk_s) / 3600,
         bound="teacher" if teacher_s >= disk_s else "disk",
         builders=builders,
-        sizes=sizes(builder, rows),
+        sizes=cache_sizes(spec, rows, settings.nodes.count),
         read_mb_s=gpus * rate * page / 1e6,
-        feeds=[
-            StorageThroughput(name, gb, gb * 1e9 / page, gb * 1e9 >= gpus * rate * page)
-            for name, gb in STORAGE_GB_S.items()
-        ],
+        feeds=[_throughput(name, gb_s, page, gpus * rate) for name, gb_s in STORAGE_GB_S.items()],
     )
 
 
-def _measure_teacher(builder: CacheBuilder, pages: int) -> tuple[float, float]:
-    """Mean nodes a page, and pages a second after a first batch that warms up."""
-    size = builder.student.run.eval_batch
-    refs = evenly_spread(len(builder.dataset), builder.teacher.settings.views, pages)
+def _throughput(storage: str, gb_s: float, page_bytes: int, pages_s: float) -> StorageThroughput:
+    return StorageThroughput(storage, gb_s, gb_s * 1e9 / page_bytes, gb_s * 1e9 >= pages_s * page_bytes)
+
+
+def _measure_teacher(builder: CacheBuilder, samples: int, pages: int) -> tuple[float, float]:
+    """Mean nodes per page, and pages per second after a first batch that warms up."""
+    size = builder.eval_batch
+    refs = evenly_spread(samples, builder.settings.views, pages)
     batches = [refs[first : first + size] for first in range(0, len(refs), size)]
-    counts = [len(row["scores"]) for rows in builder.said(batches[:1]) for row in rows]
+    counts = [len(row["scores"]) for rows in builder.teacher_rows(batches[:1]) for row in rows]
     begin, done = time.perf_counter(), 0
-    for rows in builder.said(batches[1:] or batches):
+    for rows in builder.teacher_rows(batches[1:] or batches):
         counts += [len(row["scores"]) for row in rows]
         done += len(rows)
     return sum(counts) / len(counts), done / (time.perf_counter() - begin)
 
 
-def _rows_there(builder: CacheBuilder) -> int:
-    folder, views = builder.student.cache_folder, builder.teacher.settings.views
-    there = [
-        shard.samples
-        for shard in builder.dataset.description.shards
-        if (folder / cache_index_name(cache_shard_name(shard.name))).exists()
-    ]
-    return sum(there) * views
-
-
 def existing_parent(folder: Path) -> Path:
-    """The folder itself or the nearest one above it that exists."""
+    """The folder itself, or its nearest parent that exists."""
     folder = folder.resolve()
     return folder if folder.is_dir() else existing_parent(folder.parent)
 
 
 def measure_write(folder: Path) -> float:
-    """Bytes a second of a synced test write in ``folder``, which is removed again; raises OutputError where none can
-    be made.
+    """Bytes per second of a synced test write in ``folder``, which is removed again.
+
+    Raises:
+        OutputError: if the folder cannot be written.
     """
     path = folder / f".speed.{os.getpid()}.tmp"
     content = os.urandom(1 << 20)

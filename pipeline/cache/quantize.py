@@ -1,4 +1,4 @@
-"""Features in the precision of a cache: fp32 as they are, fp16 rounded, int8 with one scale per page and channel.
+"""Precision of cached features: fp32, fp16, or int8 with one scale per page and channel.
 
 Legend: ``n`` nodes of a page, ``C`` channels, ``P`` pooled side.
 """
@@ -11,23 +11,22 @@ import torch
 from torch import Tensor
 
 Precision = Literal["fp16", "fp32", "int8"]
-BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "int8": 1}
-LARGEST = 127
+INT8_MAX = 127
 
 
 def quantize(pooled: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
-    """Features float32 [n, C, P, P] as they are stored, and the scales float32 [C] of int8 (empty otherwise)."""
+    """Convert features float32 [n, C, P, P] to the stored precision, with int8's scales float32 [C] (else empty)."""
     if precision != "int8":
         return pooled.to(torch.float16 if precision == "fp16" else torch.float32), pooled.new_zeros(0)
     if not len(pooled):
         return pooled.to(torch.int8), pooled.new_zeros(pooled.shape[1])
-    scales = pooled.abs().amax(dim=(0, 2, 3)) / LARGEST
-    # A channel that is zero all over the page has scale 0; dividing by 1 instead keeps it zero.
-    safe = torch.where(scales > 0, scales, 1)[:, None, None]
-    return (pooled / safe).round().to(torch.int8), scales
+    scales = pooled.abs().amax(dim=(0, 2, 3)) / INT8_MAX
+    # A channel that is zero on the whole page has scale 0; dividing by 1 keeps it zero.
+    divisor = torch.where(scales > 0, scales, 1)[:, None, None]
+    return (pooled / divisor).round().to(torch.int8), scales
 
 
 def dequantize(stored: Tensor, scales: Tensor) -> Tensor:
-    """Features float32 [..., n, C, P, P] from what was stored, off by half a scale at most; scales [..., C or 0]."""
+    """Features float32 [..., n, C, P, P] from stored ones and scales [..., C or 0]; int8 is off by half a scale."""
     features = stored.float()
     return features * scales[..., None, :, None, None] if scales.shape[-1] else features

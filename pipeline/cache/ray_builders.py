@@ -1,7 +1,7 @@
-"""Builders on Ray: actors that load the teacher once, one per GPU or per share of the CPUs, as many as the cluster has.
+"""Builders on Ray: actors that load the teacher once, one per GPU or share of CPUs, as many as fit.
 
-Each has one shard in flight and gets the next when it is done, so nothing piles up; files go straight to the cache
-folder, which all nodes must see. An actor that dies is started again and does its shard anew.
+Each builds one shard at a time, so nothing piles up. Files go straight to the cache folder, which all nodes must see.
+An actor that dies is restarted and repeats its shard.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 from graphkd.errors import ConfigError
 from pipeline.cache.build import Builders
 from pipeline.cache.builder import Progress
-from pipeline.config import RunConfig
+from pipeline.config import EngineConfig
+from pipeline.context import RunContext
 from pipeline.core.ray_session import ray_session, to_user_error
-from pipeline.data.format.dataset import PackedDataset
 
-RESTARTS = 3  # of one builder, and tries of one shard
+MAX_RESTARTS = 3  # of one builder, and of one shard
 CPU_THREADS = 4  # of a builder without a GPU
 
 
@@ -30,71 +30,79 @@ class Share:
     builders: int
     threads: int
     gpus: int
-    """Of each builder."""
+    """GPUs of each builder."""
 
 
-def shares(student: RunConfig, nodes: list[dict[str, float]], shards: int, workers: int) -> Share:
-    """Divide a cluster whose nodes have these resources; ``workers`` is the most builders wanted, 0 for all that fit.
+def divide_cluster(engine: EngineConfig, nodes: list[dict[str, float]], shards: int, workers: int) -> Share:
+    """Divide nodes with these resources among builders.
 
-    Raises ConfigError where no node has ``engine.threads`` CPUs.
+    Args:
+        engine: threads of a builder and its device.
+        nodes: Ray resources of each node.
+        shards: number of files; more builders would be idle.
+        workers: maximum number of builders; 0 for as many as fit.
+
+    Raises:
+        ConfigError: if no node has ``engine.threads`` CPUs.
     """
     cpus = [max(1, int(node.get("CPU", 1))) for node in nodes]
     gpus = [int(node.get("GPU", 0)) for node in nodes]
-    most, wanted = min(shards, workers or shards), student.engine.threads
-    if wanted > max(cpus):
-        raise ConfigError(f"engine.threads {wanted} is more than the {max(cpus)} CPUs of the largest node; give fewer")
-    if sum(gpus) and student.engine.device != "cpu":
+    limit = min(shards, workers or shards)
+    if engine.threads > max(cpus):
+        raise ConfigError(
+            f"engine.threads {engine.threads} is more than the {max(cpus)} CPUs of the largest node; give fewer"
+        )
+    if sum(gpus) and engine.device != "cpu":
         per_gpu = min(count // own for count, own in zip(cpus, gpus, strict=True) if own)
-        return Share(min(sum(gpus), most), wanted or max(1, per_gpu), 1)
-    threads = wanted or min(CPU_THREADS, *cpus)
-    builders = max(1, min(sum(count // threads for count in cpus), most))
-    if not wanted and builders <= len(cpus):  # few builders: each gets what its node has
+        return Share(min(sum(gpus), limit), engine.threads or max(1, per_gpu), 1)
+    threads = engine.threads or min(CPU_THREADS, *cpus)
+    builders = max(1, min(sum(count // threads for count in cpus), limit))
+    if not engine.threads and builders <= len(cpus):  # one builder per node gets all of its CPUs
         threads = min(cpus)
     return Share(builders, threads, 0)
 
 
 class RayBuilders:
-    """A pool of actors."""
+    """A pool of builder actors."""
 
     def __init__(self, actors: list[Any]) -> None:
         self._actors = actors
 
     def statistics(self, progress: Progress) -> None:
-        """Have the first actor compute them."""
+        """Compute the statistics on the first actor."""
         import ray
 
         progress(0, 1)
-        with _own_errors():
+        with _user_errors():
             ray.get(self._actors[0].statistics.remote())
         progress(1, 1)
 
     def build(self, shards: Sequence[int], written: Callable[[int], None]) -> Iterator[tuple[int, bool]]:
-        """Results as they come; rows are told of by whole files only."""
+        """Yield results as files complete; progress within files is not reported."""
         from ray.util import ActorPool
 
-        with _own_errors():
+        with _user_errors():
             pool: Any = ActorPool(self._actors)
             yield from pool.map_unordered(lambda actor, shard: actor.build.remote(shard), list(shards))
 
 
 @contextmanager
-def ray_builders(student: RunConfig, workers: int = 0) -> Iterator[Builders]:
-    """Builders on the cluster that RAY_ADDRESS names, or on this machine; raises ConfigError where Ray is missing."""
+def ray_builders(context: RunContext, workers: int = 0) -> Iterator[Builders]:
+    """Builders on the cluster that RAY_ADDRESS names, or on a local one. Raises ConfigError if Ray is missing."""
     try:
         import ray
     except ImportError as error:
         raise ConfigError("Ray is not installed; pip install 'graphkd[ray]', or give --engine local") from error
-    shards = len(PackedDataset(student.data.train, student.data.storage).shard_sizes)
     with ray_session(workers or 1):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        share = shares(student, nodes, shards, workers)
+        share = divide_cluster(context.config.engine, nodes, len(context.dataset.shard_sizes), workers)
         actor = ray.remote(_Builder).options(
             num_cpus=share.threads if not share.gpus else 1,
             num_gpus=share.gpus,
-            max_restarts=RESTARTS,
-            max_task_retries=RESTARTS,
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=MAX_RESTARTS,
         )
-        config = student.model_dump(mode="json")
+        config = context.config.model_dump(mode="json")
         actors: list[Any] = [actor.remote(config, os.getcwd(), share.threads) for _ in range(share.builders)]
         try:
             yield RayBuilders(actors)
@@ -104,7 +112,7 @@ def ray_builders(student: RunConfig, workers: int = 0) -> Iterator[Builders]:
 
 
 @contextmanager
-def _own_errors() -> Iterator[None]:
+def _user_errors() -> Iterator[None]:
     import ray
 
     try:
@@ -114,24 +122,23 @@ def _own_errors() -> Iterator[None]:
 
 
 class _Builder:
-    """A builder in an actor of its own."""
+    """A builder in an actor."""
 
     def __init__(self, config: dict[str, Any], directory: str, threads: int) -> None:
         import torch
 
         from pipeline.cache.builder import CacheBuilder
         from pipeline.config import resolve
-        from pipeline.core.distributed import pick_device
 
         os.chdir(directory)
         torch.set_num_threads(threads)
-        student = resolve(config, "the submitted config")
-        self.builder = CacheBuilder(student, pick_device(student.engine.device, 0))
+        self.context = RunContext(resolve(config, "the submitted config"))
+        self.builder = CacheBuilder(self.context)
 
     def statistics(self) -> None:
-        """Compute the teacher's statistics where they are not there yet."""
-        self.builder.statistics()
+        """Compute the teacher's statistics unless they exist."""
+        self.context.ensure_statistics()
 
     def build(self, shard: int) -> tuple[int, bool]:
-        """Make one file."""
+        """Build one file."""
         return shard, self.builder.build(shard)

@@ -1,4 +1,4 @@
-"""How many bytes a cache takes, by form and nodes a page."""
+"""Size of a cache by form and number of nodes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.cache.builder import CacheBuilder
+from graphkd.detectors import DetectorSpec
 from pipeline.cache.format import NodeStore, cache_schema
 from pipeline.cache.quantize import Precision
 from pipeline.cache.writer import record_batch
@@ -24,7 +24,7 @@ FORMS: tuple[tuple[NodeStore, Precision], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What one form of cache takes."""
+    """Size of one form of cache."""
 
     store: str
     precision: str
@@ -34,17 +34,16 @@ class Size:
     total_bytes: int
 
 
-def row_bytes(builder: CacheBuilder, store: NodeStore, precision: Precision, nodes: float) -> int:
-    """Bytes of a page with ``nodes`` nodes, uncompressed: those of a record batch, reckoned between whole nodes."""
+def row_bytes(spec: DetectorSpec, store: NodeStore, precision: Precision, nodes: float) -> int:
+    """Bytes of an uncompressed page with ``nodes`` nodes, interpolated between whole numbers of nodes."""
     low = int(nodes)
-    below, above = (_message_bytes(builder, store, precision, count) for count in (low, low + 1))
+    below, above = (_message_bytes(spec, store, precision, count) for count in (low, low + 1))
     return round(below + (above - below) * (nodes - low))
 
 
-def _message_bytes(builder: CacheBuilder, store: NodeStore, precision: Precision, nodes: int) -> int:
-    spec, classes = builder.detector.spec, builder.dataset.num_classes
+def _message_bytes(spec: DetectorSpec, store: NodeStore, precision: Precision, nodes: int) -> int:
     side = 2 if store == "descriptors" else spec.pooled_side**2
-    heads = classes if spec.classifies_regions else 0
+    heads = spec.num_classes if spec.classifies_regions else 0
     floats = {"affine": 4, "boxes": 4 * nodes, "scores": nodes, "classes": nodes}
     floats |= {"logits": (heads + bool(heads)) * nodes, "deltas": 4 * heads * nodes}
     floats |= {"pooled": nodes * spec.channels * side, "pooled_scale": spec.channels if precision == "int8" else 0}
@@ -53,8 +52,8 @@ def _message_bytes(builder: CacheBuilder, store: NodeStore, precision: Precision
     return int(pa.ipc.get_record_batch_size(batch))
 
 
-def sizes(builder: CacheBuilder, rows: int) -> list[Size]:
-    """What every form takes at common node counts, where every page has that many."""
-    counts = sorted({*NODE_COUNTS, builder.teacher.settings.nodes.count})
-    pages = [(*form, count, row_bytes(builder, *form, count)) for form in FORMS for count in counts]
+def cache_sizes(spec: DetectorSpec, rows: int, nodes: int) -> list[Size]:
+    """Sizes of all forms at common node counts and ``nodes``, if every page has that many."""
+    counts = sorted({*NODE_COUNTS, nodes})
+    pages = [(*form, count, row_bytes(spec, *form, count)) for form in FORMS for count in counts]
     return [Size(store, precision, count, page, page * rows) for store, precision, count, page in pages]

@@ -1,4 +1,4 @@
-"""Whether a finished cache is what it says: all its bytes, and some pages that the live teacher looks at again."""
+"""Verifying a finished cache: all its bytes, and a sample of pages against the live teacher."""
 
 from __future__ import annotations
 
@@ -8,30 +8,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import xxhash
 
-from pipeline.cache.compare import LOSS_BOUND, Agreement, compare_with_live
+from pipeline.cache.cached_teacher import CachedTeacher
+from pipeline.cache.compare import MAX_LOSS_DIFFERENCE, Agreement, compare_with_live
 from pipeline.cache.format import CachedShard, CacheJson, read_cache_json
-from pipeline.cache.index import read_cache_index
-from pipeline.cache.reader import CachedTeacher
-from pipeline.cache.rows import check_file
-from pipeline.config import RunConfig
+from pipeline.cache.index import REMEDY, read_cache_index
+from pipeline.cache.reader import check_file
+from pipeline.context import RunContext
 from pipeline.core.errors import CacheError, DataError
 from pipeline.core.files import sha256_file
 from pipeline.core.parallel import map_unordered
-from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.storage.local import LocalStore
-from pipeline.teacher.identity import cache_identity, check_identity, open_teacher
+from pipeline.teacher.identity import check_identity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifyReport:
-    """What verification found."""
+    """Result of a verification."""
 
     problems: list[str]
     agreement: Agreement | None
-    """None where damage was found first, or no page was to be looked at."""
+    """None if damage was found first, or no page was to be compared."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -39,34 +37,32 @@ class VerifyReport:
 
 
 def verify_cache(
-    student: RunConfig,
-    device: torch.device,
+    context: RunContext,
     pages: int = 16,
     workers: int = 0,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> VerifyReport:
-    """Check every byte of a student's cache, then ``pages`` pages against the live teacher.
+    """Check every byte of a student's cache, then compare ``pages`` pages with the live teacher.
 
-    Raises CacheError where there is no finished cache, or it was made for something else, naming what differs.
+    Raises:
+        CacheError: if there is no finished cache, or it was built from something else, naming what differs.
     """
-    dataset, teacher = PackedDataset(student.data.train, student.data.storage), open_teacher(student)
-    identity = cache_identity(student, teacher, dataset)
-    folder = student.cache_folder
+    identity, folder = context.cache_identity, context.config.cache_folder
     description = read_cache_json(LocalStore(folder))
-    check_identity(description.identity, identity, folder, "give the config that it was made for")
+    check_identity(description.identity, identity, folder, "give the config that it was built for")
     problems = check_bytes(folder, description, workers, partial(progress, "files"))
     if problems or not pages:
         return VerifyReport(problems=problems, agreement=None)
-    cached = CachedTeacher(folder, dataset, identity)
-    agreement = compare_with_live(student, cached, device, pages, partial(progress, "pages"))
-    bound = LOSS_BOUND[description.precision]
-    if not agreement.loss_difference <= bound:
-        problems = [f"losses differ from the live teacher's by {agreement.loss_difference:.2%}, more than {bound:.2%}"]
+    cached = CachedTeacher(folder, context.dataset, identity)
+    agreement = compare_with_live(context, cached, pages, partial(progress, "pages"))
+    limit = MAX_LOSS_DIFFERENCE[description.precision]
+    if not agreement.loss_difference <= limit:
+        problems = [f"losses differ from the live teacher's by {agreement.loss_difference:.2%}, more than {limit:.2%}"]
     return VerifyReport(problems=problems, agreement=agreement)
 
 
 def check_bytes(folder: Path, description: CacheJson, workers: int, progress: Callable[[int, int], None]) -> list[str]:
-    """What is wrong with the files of a finished cache, one line each."""
+    """Problems of a finished cache's files, one line each."""
     tasks = [(folder, shard, description) for shard in description.shards]
     problems: list[str] = []
     for done, found in enumerate(map_unordered(_check_shard, tasks, workers), start=1):
@@ -94,4 +90,4 @@ def _check_shard(task: tuple[Path, CachedShard, CacheJson]) -> list[str]:
             if xxhash.xxh3_64_intdigest(file.read(entry.bytes)) != entry.digest:
                 bad.append(f"sample {entry.sample} view {entry.view}")
     where = ", ".join(bad) if bad else "the schema or the footer"
-    return [f"{path} is damaged (its SHA-256 differs) in {where}; copy it again, or build the cache again"]
+    return [f"{path} is damaged (its SHA-256 differs) in {where}; {REMEDY}"]

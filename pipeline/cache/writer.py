@@ -1,4 +1,4 @@
-"""Writing one file of the cache: rows as they come, each noted in the index, the whole hashed on the way."""
+"""Writing one cache file: rows as they come, an index entry for each, and a hash of the whole."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pipeline.cache.format import INDEX_SCHEMA, CachedShard, Compression, cache_
 from pipeline.cache.index import write_cache_index
 from pipeline.cache.quantize import Precision
 from pipeline.core.files import atomic_path
+from pipeline.teacher.identity import Identity
 
 CacheRow = dict[str, Any]
 """Column name -> number or array."""
@@ -25,7 +26,7 @@ MAGIC_BYTES = 8  # of an Arrow file, before its schema
 
 
 class CacheFileWriter:
-    """Rows of one cache file; close it before its facts are asked for."""
+    """Writer of one cache file. Call :meth:`finish` before :meth:`shard_info`."""
 
     def __init__(self, path: Path, precision: Precision, compression: Compression) -> None:
         self._schema = cache_schema(precision)
@@ -37,7 +38,7 @@ class CacheFileWriter:
 
     def add(self, row: CacheRow) -> None:
         """Write one row."""
-        start = max(self._sink.position, self._sink.header)  # the header comes with the first row
+        start = max(self._sink.position, self._sink.header)  # the header is written with the first row
         self._sink.message = xxhash.xxh3_64()
         self._writer.write_batch(record_batch(row, self._schema))
         entry = {
@@ -56,11 +57,11 @@ class CacheFileWriter:
         self._writer.close()
 
     def close(self) -> None:
-        """Let the file go, finished or not."""
+        """Close the file, finished or not."""
         self._sink.close()
 
     def shard_info(self, name: str, tar_sha256: str) -> CachedShard:
-        """What ``cache.json`` will say of the file."""
+        """Entry of the file in ``cache.json``."""
         return CachedShard(
             name=name,
             tar_sha256=tar_sha256,
@@ -73,7 +74,7 @@ class CacheFileWriter:
 
 
 class _HashedFile(io.RawIOBase):
-    """A file that counts and hashes what is written to it: the whole, and the current message without the header."""
+    """A file that counts and hashes what is written: the whole, and the current message without the header."""
 
     def __init__(self, path: Path, header: int) -> None:
         self._file = path.open("wb", buffering=0)
@@ -106,13 +107,14 @@ def cache_file(
     name: str,
     *,
     tar_sha256: str,
-    identity: dict[str, str],
+    identity: Identity,
     precision: Precision,
     compression: Compression,
 ) -> Iterator[CacheFileWriter]:
-    """A writer of the cache file ``name``; file, then index get their names once all is written and synced.
+    """Writer of the cache file ``name``. The file, then its index, get their names once all is written and synced.
 
-    Raises OutputError where the disk is full or the folder cannot be written.
+    Raises:
+        OutputError: if the disk is full or the folder cannot be written.
     """
     with atomic_path(folder / name) as temporary, closing(CacheFileWriter(temporary, precision, compression)) as writer:
         yield writer
@@ -121,7 +123,7 @@ def cache_file(
 
 
 def record_batch(row: CacheRow, schema: pa.Schema) -> pa.RecordBatch:
-    """A row as a record batch; columns that it lacks are empty."""
+    """A row as a record batch. Columns that it lacks are empty."""
     return pa.RecordBatch.from_arrays([_column(row.get(field.name), field.type) for field in schema], schema=schema)
 
 

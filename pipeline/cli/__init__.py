@@ -1,1 +1,1 @@
-"""The command line. Commands live in one module each; heavy imports happen inside them."""
+"""The command line: one module per command group. Heavy imports happen inside commands."""

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from pipeline.cli.console import out, print_json, progress_bar
-from pipeline.cli.train import ConfigFile, Engine, Overrides, configured
+from pipeline.cli.train import ConfigFile, Engine, Overrides, open_context
 from pipeline.core.progress import phased_progress
 
-commands = typer.Typer(help="Precompute what a teacher says, once for many students.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from pipeline.cache.format import CacheJson
+    from pipeline.cache.plan import Plan
+    from pipeline.cache.verify import VerifyReport
+    from pipeline.context import RunContext
+
+commands = typer.Typer(help="Precompute a teacher's signals once for many students.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON document.")]
 
@@ -23,54 +29,51 @@ def register(app: typer.Typer) -> None:
     app.add_typer(commands, name="cache")
 
 
-def _student(config: Path, overrides: list[str] | None, engine: str | None = None) -> Any:
-    """The config of a student that has a teacher."""
+def _student_context(config: Path, overrides: list[str] | None, engine: str | None = None) -> RunContext:
     from pipeline.cache.build import check_has_teacher
 
-    settings = configured(config, overrides, engine)
-    check_has_teacher(settings)
-    return settings
+    context = open_context(config, overrides, engine)
+    check_has_teacher(context.config.teacher)
+    return context
 
 
 @commands.command()
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
-    workers: Annotated[int, typer.Option(min=1, help="Builders side by side, each as fast as this machine.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Parallel builders (assumed as fast as this host).")] = 1,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs that will train from the cache.")] = 1,
-    rate: Annotated[float, typer.Option(min=0.1, help="Pages a second that each of them takes.")] = 100.0,
-    pages: Annotated[int, typer.Option(min=1, help="Pages that the teacher looks at to be timed.")] = 16,
+    rate: Annotated[float, typer.Option(min=0.1, help="Pages per second of each of them.")] = 100.0,
+    pages: Annotated[int, typer.Option(min=1, help="Pages to measure the teacher on.")] = 16,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a cache will cost before it is built; exit code 1 where it will not fit."""
+    """Estimate size, build time and read rate of a cache. Exit code 1 if it does not fit on the disk."""
     from pipeline.cache.plan import plan_cache
-    from pipeline.core.distributed import pick_device
 
-    settings = _student(config, overrides)
-    found = plan_cache(settings, pick_device(settings.engine.device, 0), workers, gpus, rate, pages)
+    found = plan_cache(_student_context(config, overrides), workers, gpus, rate, pages)
     if as_json:
         print_json(found.as_dict())
     else:
         _show_plan(found, gpus, rate)
-    found.require_room()
+    found.check_space()
 
 
-def _show_plan(plan: Any, gpus: int, rate: float) -> None:
+def _show_plan(plan: Plan, gpus: int, rate: float) -> None:
     out.print(
-        f"{plan.rows} pages, {plan.mean_nodes:.1f} nodes each on those looked at: {_size(plan.page_bytes)} a page, "
+        f"{plan.rows} pages with {plan.mean_nodes:.1f} nodes on average: {_size(plan.page_bytes)} per page, "
         f"{_size(plan.need_bytes)} to write (at most {_size(plan.most_bytes)}), {_size(plan.free_bytes)} free"
     )
     out.print(
-        f"{timedelta(seconds=round(3600 * plan.hours))} with builders: {plan.builders}, bound by the {plan.bound}: "
-        f"{plan.pages_s:.1f} pages/s each here; the disk takes {plan.write_mb_s:.0f} MB/s"
+        f"{timedelta(seconds=round(3600 * plan.hours))} with {plan.builders} builders, limited by the {plan.bound}: "
+        f"{plan.pages_s:.1f} pages/s per builder; the disk writes {plan.write_mb_s:.0f} MB/s"
     )
-    table = Table(title="at most, by form and nodes a page")
-    for heading in ("store", "dtype", "nodes", "a page", "in all"):
+    table = Table(title="maximum size by form and nodes per page")
+    for heading in ("store", "dtype", "nodes", "per page", "total"):
         table.add_column(heading, justify="left" if heading in ("store", "dtype") else "right")
     for size in plan.sizes:
         table.add_row(size.store, size.precision, str(size.nodes), _size(size.page_bytes), _size(size.total_bytes))
     out.print(table)
-    feeds = Table(title=f"reading: {gpus} x {rate:g} pages/s take {plan.read_mb_s:.0f} MB/s")
+    feeds = Table(title=f"reading: {gpus} x {rate:g} pages/s need {plan.read_mb_s:.0f} MB/s")
     for heading in ("storage", "about GB/s", "pages/s", "enough"):
         feeds.add_column(heading, justify="left" if heading == "storage" else "right")
     for feed in plan.feeds:
@@ -84,62 +87,59 @@ def build(
     overrides: Overrides = None,
     engine: Engine = None,
     workers: Annotated[
-        int, typer.Option(min=0, help="Most builders on Ray; 0 for as many as the cluster has room for.")
+        int, typer.Option(min=0, help="Maximum number of builders on Ray; 0 for as many as the cluster has room for.")
     ] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Compute the teacher's statistics and features for a student's config; finished shards are kept."""
-    settings = _student(config, overrides, engine)
-    description = build_with_progress(settings, workers)
+    """Compute the teacher's statistics and features for a student's config. Finished shards are kept."""
+    context = _student_context(config, overrides, engine)
+    description, folder = _build(context, workers), context.config.cache_folder
     if as_json:
-        print_json({"folder": str(settings.cache_folder), "rows": description.rows, "bytes": description.bytes})
+        print_json({"folder": str(folder), "rows": description.rows, "bytes": description.bytes})
     else:
-        out.print(f"{description.rows} pages, {_size(description.bytes)}: {settings.cache_folder}")
+        out.print(f"{description.rows} pages, {_size(description.bytes)}: {folder}")
 
 
-def build_with_progress(settings: Any, workers: int = 0) -> Any:
-    """Build under a progress bar for statistics, then one for features."""
+def _build(context: RunContext, workers: int) -> CacheJson:
     from pipeline.cache.build import build_cache, local_builders
     from pipeline.cache.ray_builders import ray_builders
-    from pipeline.core.distributed import pick_device
 
-    device, on_ray = pick_device(settings.engine.device, 0), settings.engine.name == "ray"
-    builders = ray_builders(settings, workers) if on_ray else local_builders(settings, device)
+    on_ray = context.config.engine.name == "ray"
+    builders = ray_builders(context, workers) if on_ray else local_builders(context)
     with phased_progress(progress_bar, "teacher", "pages") as update:
-        return build_cache(settings, builders, update)
+        return build_cache(context, builders, update)
 
 
 @commands.command()
 def verify(
     config: ConfigFile,
     overrides: Overrides = None,
-    pages: Annotated[int, typer.Option(min=0, help="Pages that the live teacher looks at again.")] = 16,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 for as many as is worthwhile.")] = 0,
+    pages: Annotated[int, typer.Option(min=0, help="Pages to compare with the live teacher.")] = 16,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 picks a number by the amount of work.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Check every byte of a student's cache and some pages against the live teacher. Exit code 1 where one differs."""
+    """Check every byte of a student's cache, and some pages against the live teacher. Exit code 1 if one differs."""
     from pipeline.cache.verify import verify_cache
-    from pipeline.core.distributed import pick_device
 
-    settings = _student(config, overrides)
+    context = _student_context(config, overrides)
     with phased_progress(progress_bar, "verifying", "") as update:
-        found = verify_cache(settings, pick_device(settings.engine.device, 0), pages, workers, update)
+        found = verify_cache(context, pages, workers, update)
     if as_json:
         print_json(found.as_dict())
     else:
-        _show_verdict(found)
+        _show_report(found)
     if found.problems:
         raise typer.Exit(1)
 
 
-def _show_verdict(found: Any) -> None:
+def _show_report(found: VerifyReport) -> None:
     for problem in found.problems:
         out.print(problem, markup=False, highlight=False, soft_wrap=True)
     seen = found.agreement
     if seen is not None:
         out.print(
-            f"{seen.pages} pages against the live teacher: features off by {seen.max_error:.3g} at most, "
-            f"{seen.mean_error:.3g} on average (their mean size is {seen.scale:.3g}), cosine {seen.cosine:.6f}, "
+            f"{seen.pages} pages against the live teacher: features differ by at most {seen.max_error:.3g}, "
+            f"{seen.mean_error:.3g} on average (mean absolute feature {seen.scale:.3g}), cosine {seen.cosine:.6f}, "
             f"losses by {seen.loss_difference:.3%}; it would choose {seen.same_nodes:.1%} of the boxes again",
             soft_wrap=True,
         )
@@ -148,7 +148,7 @@ def _show_verdict(found: Any) -> None:
 
 @commands.command()
 def info(location: Annotated[str, typer.Argument(help="Cache folder or URL.")], as_json: AsJson = False) -> None:
-    """Say what a cache was made from, how large it is, and what the teacher's statistics are."""
+    """Show what a cache was built from, its size, and the teacher's statistics."""
     from pipeline.cache.format import read_cache_json
     from pipeline.data.storage.open import open_store
     from pipeline.teacher.statistics import read_statistics
@@ -159,17 +159,16 @@ def info(location: Annotated[str, typer.Argument(help="Cache folder or URL.")], 
         return
     nodes = sum(shard.nodes for shard in description.shards)
     channels, *side = description.feature_shape
+    rows = max(1, description.rows)
     out.print(
         f"{description.rows} pages in {len(description.shards)} shards, {_size(description.bytes)}, "
-        f"{_size(description.bytes / max(1, description.rows))} a page"
+        f"{_size(description.bytes / rows)} per page"
     )
-    packed = ", ".join(sorted({shard.compression for shard in description.shards}))
-    form = f"{description.store}, {description.precision}, compression {packed}"
-    shape = f"{channels} x {side[0]} x {side[1]}"
-    mean = nodes / max(1, description.rows)
-    out.print(f"{form}; views {description.views}; {mean:.1f} of {description.nodes} nodes a page, {shape} each")
-    told = ", ".join(f"{name} {value:.1%}" for name, value in statistics.accuracy.items())
-    out.print(f"text told from the rest: {told}")
+    compression = ", ".join(sorted({shard.compression for shard in description.shards}))
+    out.print(f"{description.store}, {description.precision}, compression {compression}; views {description.views}")
+    out.print(f"{nodes / rows:.1f} of {description.nodes} nodes per page, {channels} x {side[0]} x {side[1]} each")
+    accuracy = ", ".join(f"{name} {value:.1%}" for name, value in statistics.accuracy.items())
+    out.print(f"balanced accuracy of text or not: {accuracy}")
     for name, value in description.identity.items():
         out.print(f"  {name:<24} {value}", soft_wrap=True)
 

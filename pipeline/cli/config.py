@@ -1,4 +1,4 @@
-"""``graphkd config``: configs of other projects in our terms."""
+"""``graphkd config``: configs of other projects as ours."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def register(app: typer.Typer) -> None:
 
 
 def import_config(
-    file: Annotated[Path, typer.Argument(help="YAML of detectron2's, or of its Distillation project.")],
-    folder: Annotated[Path, typer.Option("--out", help="Folder for what is made of it.")] = Path("configs/imported"),
-    name: Annotated[str | None, typer.Option(help="Name of the run; by default the file's.")] = None,
-    framework: Annotated[str, typer.Option(help="Which adapter builds it: torchvision or detectron2.")] = "torchvision",
+    file: Annotated[Path, typer.Argument(help="YAML of detectron2, or of its Distillation project.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder to write configs to.")] = Path("configs/imported"),
+    name: Annotated[str | None, typer.Option(help="Name of the run; default: the file's name.")] = None,
+    framework: Annotated[str, typer.Option(help="Framework: torchvision or detectron2.")] = "torchvision",
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
 ) -> None:
-    """Write a config of detectron2's in our terms, and say of every key what became of it."""
+    """Convert a detectron2 config, and list what became of every key."""
     import yaml
     from rich.table import Table
 
     from pipeline.core.files import write_atomic
-    from pipeline.detectron2.config_import import import_detectron2, require_valid
+    from pipeline.detectron2.config_import import check_valid, import_detectron2
 
     imported = import_detectron2(file, name, framework)
-    require_valid(imported)
+    check_valid(imported)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{config}.yaml" for config in imported.configs]
     for path, content in zip(paths, imported.configs.values(), strict=True):
@@ -42,7 +42,7 @@ def import_config(
     if as_json:
         print_json({"configs": [str(path) for path in paths], "keys": [asdict(line) for line in imported.lines]})
         return
-    table = Table("key", "value", "", "ours, or why not")
+    table = Table("key", "value", "", "our key, or why it is ignored")
     for line in imported.lines:
         table.add_row(line.key, str(line.value), line.verdict, line.why)
     out.print(table)

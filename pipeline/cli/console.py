@@ -1,4 +1,4 @@
-"""How the command line speaks: progress on stderr, results on stdout, errors in one line."""
+"""Terminal output: progress on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -29,13 +29,21 @@ from pipeline.core.progress import ProgressUpdate
 
 out = Console()
 err = Console(stderr=True)
-SHOWN = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "S", "ap_medium": "M", "ap_large": "L", "ar_100": "AR"}
-PLAIN_EVERY = 0.1  # without a terminal, a line is written for each tenth of the work
+FIGURES = {
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "S",
+    "ap_medium": "M",
+    "ap_large": "L",
+    "ar_100": "AR100",
+}
+PLAIN_SHARE = 0.1  # of the work, between two lines without a terminal
 
 
 @contextmanager
 def progress_bar(title: str, unit: str) -> Iterator[ProgressUpdate]:
-    """A live bar on a terminal, otherwise a line now and then; yields ``update(done, total, note)``."""
+    """Show a live bar on a terminal, else a line for each tenth; yields ``update(done, total, note)``."""
     if err.is_terminal:
         with _rich_progress() as progress:
             yield _bar_updater(progress, progress.add_task(title, total=None, note="", unit=unit))
@@ -60,7 +68,7 @@ def _rich_progress() -> Progress:
 
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
-        """How many a second, once it is known."""
+        """Rate per second, once known."""
         return Text("" if task.speed is None else f"{task.speed:.1f}/s")
 
 
@@ -77,7 +85,7 @@ def _plain_updater(title: str, unit: str) -> ProgressUpdate:
     def update(done: int, total: int, note: str) -> None:
         if not begin:
             begin.append((time.monotonic(), done))
-        share = int(done / max(1, total) / PLAIN_EVERY)
+        share = int(done / max(1, total) / PLAIN_SHARE)
         if share > reached[0]:
             reached[0] = share
             parts = f"{title}: {done}/{total}", unit, _pace(*begin[0], done, total), note
@@ -87,7 +95,7 @@ def _plain_updater(title: str, unit: str) -> ProgressUpdate:
 
 
 def _pace(since: float, before: int, done: int, total: int) -> str:
-    """Rate and time left, from what was done ``since`` then."""
+    """Rate and time left, from the work done ``since`` that time."""
     seconds = time.monotonic() - since
     if done <= before or seconds < 1:
         return ""
@@ -98,37 +106,28 @@ def _pace(since: float, before: int, done: int, total: int) -> str:
 
 @contextmanager
 def counted(title: str, unit: str = "pages") -> Iterator[Callable[[int, int], None]]:
-    """A progress bar of pages or the like; yields ``update(done, total)``."""
+    """Show a progress bar; yields ``update(done, total)``."""
     with progress_bar(title, unit) as update:
         yield lambda done, total: update(done, total, "")
 
 
 def print_json(content: Any) -> None:
-    """One JSON document as the last line of stdout."""
+    """Print one JSON document as the last line of stdout."""
     sys.stdout.write(json.dumps(content) + "\n")
     sys.stdout.flush()
 
 
 def percent(value: float | None) -> str:
-    """A fraction as a percentage with two decimals; a dash where it is not defined (None or negative)."""
+    """A fraction as a percentage with two decimals; a dash if it is undefined (None or negative)."""
     return "-" if value is None or value < 0 else f"{100 * value:.2f}"
 
 
 def figures_table(rows: dict[str, dict[str, Any]], title: str = "COCO AP, %") -> Table:
-    """A table of COCO figures, one row a run."""
+    """Table of COCO figures, one row per run."""
     table = Table(title=title)
     table.add_column("")
-    names = {
-        "ap": "AP",
-        "ap50": "AP50",
-        "ap75": "AP75",
-        "ap_small": "S",
-        "ap_medium": "M",
-        "ap_large": "L",
-        "ar_100": "AR100",
-    }
-    for heading in names.values():
+    for heading in FIGURES.values():
         table.add_column(heading, justify="right")
     for label, figures in rows.items():
-        table.add_row(label, *(percent(figures.get(name)) for name in names))
+        table.add_row(label, *(percent(figures.get(name)) for name in FIGURES))
     return table

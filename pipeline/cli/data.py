@@ -1,20 +1,23 @@
-"""``graphkd data``: drawing, packing, indexing and describing datasets."""
+"""``graphkd data``: drawing, packing, indexing, checking and describing datasets."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.console import counted, out, print_json
 
-commands = typer.Typer(help="Make and look at datasets.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from pipeline.data.format.schema import DatasetJson
+
+commands = typer.Typer(help="Make and inspect datasets.", no_args_is_help=True)
 
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write.")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 for as many as is worthwhile.")]
-OnRay = Annotated[bool, typer.Option("--ray", help="Work on Ray (RAY_ADDRESS, or this machine).")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 picks a number by the amount of work.")]
+OnRay = Annotated[bool, typer.Option("--ray", help="Run on Ray (RAY_ADDRESS, or this machine).")]
 AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON document.")]
 
 
@@ -51,10 +54,10 @@ def pack(
     annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
     images: Annotated[Path, typer.Option(help="Folder that its file names are relative to.")],
     out_folder: OutFolder,
-    shard_size: Annotated[int, typer.Option(min=1, help="Pages of one tar.")] = 256,
+    shard_size: Annotated[int, typer.Option(min=1, help="Pages per tar.")] = 256,
     text: Annotated[
         list[str] | None,
-        typer.Option(help="A class of text; repeat. By default all but pictures, tables and the like."),
+        typer.Option(help="A text class; repeatable. Default: all except pictures, tables and the like."),
     ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Clip boxes to their page and drop empty ones.")] = False,
     workers: Workers = 0,
@@ -79,7 +82,7 @@ def pack(
     if as_json:
         print_json({"folder": str(out_folder), "pages": dataset.samples, "shards": len(dataset.shards)})
     else:
-        _say_what_is_there(dataset, out_folder)
+        _show_size(dataset, out_folder)
 
 
 @commands.command()
@@ -87,13 +90,13 @@ def index(
     dataset: Annotated[Path, typer.Argument(help="Folder of the tars.")],
     categories: Annotated[
         Path | None,
-        typer.Option(help="For tars made elsewhere: JSON list of the classes' id and name, or a COCO file."),
+        typer.Option(help="For tars of other tools: JSON list of the classes' id and name, or a COCO file."),
     ] = None,
-    text: Annotated[list[str] | None, typer.Option(help="A class of text; repeat. As for `pack`.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text class; repeatable. As for `pack`.")] = None,
     workers: Workers = 0,
     ray: OnRay = False,
 ) -> None:
-    """Index tars where they lie: made elsewhere, or replaced since they were packed."""
+    """Index existing tars in place: made by other tools, or replaced since they were packed."""
     from pipeline.data.prepare.index_external import index_dataset
 
     with counted("indexing", "shards") as update:
@@ -105,17 +108,17 @@ def index(
             on_ray=ray,
             progress=update,
         )
-    _say_what_is_there(found, dataset)
+    _show_size(found, dataset)
 
 
-def _say_what_is_there(dataset: Any, folder: Path) -> None:
+def _show_size(dataset: DatasetJson, folder: Path) -> None:
     classes, shards = len(dataset.categories), len(dataset.shards)
     out.print(f"{dataset.samples} pages, {classes} classes in {shards} shards: {folder}")
 
 
 @commands.command()
 def info(dataset: Annotated[str, typer.Argument(help="Dataset folder or URL.")], as_json: AsJson = False) -> None:
-    """Say what a dataset holds: classes, shards, pages, regions, identity."""
+    """Show what a dataset holds: classes, shards, pages, regions, identity."""
     from pipeline.data.prepare.summary import summarize
 
     content = summarize(dataset)
@@ -134,13 +137,13 @@ def info(dataset: Annotated[str, typer.Argument(help="Dataset folder or URL.")],
 def verify(
     dataset: Annotated[Path, typer.Argument(help="Dataset folder.")],
     exclude: Annotated[
-        bool, typer.Option("--exclude", help="Take what is bad out for good; the dataset gets another identity.")
+        bool, typer.Option("--exclude", help="Exclude bad samples permanently; changes the dataset's identity.")
     ] = False,
     workers: Workers = 0,
     ray: OnRay = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check every byte, image and annotation, and list what is wrong. Exit code 1 where something is (and stays)."""
+    """Check every byte, image and annotation, and list problems. Exit code 1 if there are any (and stay)."""
     from pipeline.data.prepare.verify import verify as verify_dataset
 
     with counted("verifying", "shards") as update:
@@ -156,8 +159,8 @@ def verify(
     else:
         for problem in problems:
             out.print(str(problem), markup=False, highlight=False, soft_wrap=True)
-        remedy = "taken out of the dataset" if exclude else "take them out with --exclude, or mend them and index again"
-        out.print(f"{len(problems)} problems; {remedy}" if problems else "nothing is wrong")
+        remedy = "excluded from the dataset" if exclude else "exclude them with --exclude, or fix them and index again"
+        out.print(f"{len(problems)} problems; {remedy}" if problems else "no problems")
     if problems and not exclude:
         raise typer.Exit(1)
 
@@ -168,7 +171,7 @@ def convert_page(
     images: Annotated[Path, typer.Option(help="Folder of their images.")],
     out_file: Annotated[Path, typer.Option("--out", help="COCO file to write.")],
 ) -> None:
-    """Convert PAGE XML (as PRImA publishes it) to a COCO annotation file."""
+    """Convert PAGE XML (as published by PRImA) to a COCO annotation file."""
     from pipeline.data.prepare.page_xml import convert_page_folder
 
     coco = convert_page_folder(xml, images, out_file)

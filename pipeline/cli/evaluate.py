@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli.console import err, figures_table, out, percent, print_json
-from pipeline.cli.train import Overrides, configured, evaluate_with_progress
+from pipeline.cli.train import Overrides, open_context
+from pipeline.cli.train import evaluate as evaluate_with_progress
+
+if TYPE_CHECKING:
+    from pipeline.context import RunContext
 
 
 def register(app: typer.Typer) -> None:
@@ -20,14 +24,14 @@ def evaluate(
     config: Annotated[Path | None, typer.Argument(help="Config of a trained run.")] = None,
     overrides: Overrides = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Checkpoint or run folder; by default the run's best.")
+        Path | None, typer.Option(help="Checkpoint or run folder; default: the run's best checkpoint.")
     ] = None,
     predictions: Annotated[Path | None, typer.Option(help="COCO results file to score instead of a run.")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="COCO annotations that it is scored against.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="COCO annotations to score it against.")] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Evaluate each new checkpoint of a run in training, until it ends.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document; fractions.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document; values are fractions.")] = False,
 ) -> None:
     """Score a run on its data.val, or --predictions against --annotations."""
     if (config is None) == (predictions is None) or (predictions is None) != (annotations is None):
@@ -38,9 +42,11 @@ def evaluate(
         figures, label = score_files(predictions, annotations), predictions.name
     else:
         assert config is not None
+        context = open_context(config, overrides)
+        _check_has_val(context)
         if follow:
-            _follow(configured(config, overrides))
-        figures, label = _evaluate_run(configured(config, overrides), checkpoint)
+            _follow(context)
+        figures, label = _evaluate_run(context, checkpoint), context.config.name
     if as_json:
         print_json(figures)
         return
@@ -49,24 +55,20 @@ def evaluate(
         out.print(f"  {name:<24} {percent(value):>6}")
 
 
-def _follow(settings: Any) -> None:
+def _follow(context: RunContext) -> None:
     from pipeline.train.watch import watch
 
-    _require_pages(settings)
-    watch(settings, lambda line: err.print(f"step {line['step']}: AP {percent(line['ap'])}"))
+    watch(context, lambda line: err.print(f"step {line['step']}: AP {percent(line['ap'])}"))
 
 
-def _require_pages(settings: Any) -> None:
+def _check_has_val(context: RunContext) -> None:
     from graphkd.errors import ConfigError
 
-    if settings.data.val is None:
-        raise ConfigError(f"{settings.name} names no data.val to evaluate on; give data.val=FOLDER")
+    if context.config.data.val is None:
+        raise ConfigError(f"{context.config.name} names no data.val to evaluate on; give data.val=FOLDER")
 
 
-def _evaluate_run(settings: Any, checkpoint: Path | None) -> tuple[dict[str, Any], str]:
+def _evaluate_run(context: RunContext, checkpoint: Path | None) -> dict[str, Any]:
     from pipeline.models import find_checkpoint
-    from pipeline.train.run import evaluate_run
 
-    _require_pages(settings)
-    chosen = None if checkpoint is None else find_checkpoint(checkpoint)
-    return evaluate_with_progress(settings, evaluate_run, chosen), settings.name
+    return evaluate_with_progress(context, None if checkpoint is None else find_checkpoint(checkpoint))

@@ -1,4 +1,4 @@
-"""``graphkd``: the commands, and what becomes of an error."""
+"""``graphkd``: all commands, and the mapping of errors to exit codes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from graphkd import __version__
+from graphkd.errors import UserError
 
 app = typer.Typer(
     name="graphkd",
@@ -23,8 +24,8 @@ app = typer.Typer(
 COMMANDS = ("quickstart", "data", "train", "cache", "evaluate", "report", "config", "weights")
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"graphkd {__version__}")
         raise typer.Exit
 
@@ -36,43 +37,38 @@ def _options(
         bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    shown = logging.StreamHandler()
-    shown.setLevel(logging.INFO if debug else logging.WARNING)  # a run's log file takes in more than the terminal
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", handlers=[shown], level=shown.level)
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.INFO if debug else logging.WARNING)  # a run's log file gets more than the terminal
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", handlers=[handler], level=handler.level)
 
 
 for _name in COMMANDS:
     import_module(f"pipeline.cli.{_name}").register(app)
-for _plug_in in entry_points(group="graphkd.commands"):  # such as cluster's, without which the pipeline works too
+for _plug_in in entry_points(group="graphkd.commands"):  # such as cluster's; the pipeline works without them
     _plug_in.load()(app)
 
 
 def main() -> None:
-    """Run the command line: exit code 0 only for success, 1 for an error, 2 for wrong usage, 75 where another try may
-    succeed, 128 and the signal's number when a signal ended it.
+    """Run the command line.
+
+    Exit codes: 0 success, 1 error, 2 wrong usage, 75 another try may succeed, 128 + signal number if stopped by one.
     """
     debug = "--debug" in sys.argv
     try:
         app()
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from here", err=True)
+        typer.echo("interrupted; rerun the same command to resume", err=True)
         sys.exit(130)
-    except Exception as error:
-        if debug or not _is_users(error):
+    except UserError as error:
+        if debug:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(_exit_code(error))
 
 
-def _exit_code(error: Exception) -> int:
+def _exit_code(error: UserError) -> int:
     from pipeline.core.errors import TEMPORARY_FAILURE, LostWorkersError, StoppedError
 
     if isinstance(error, LostWorkersError):
         return TEMPORARY_FAILURE
-    return 128 + error.signal if isinstance(error, StoppedError) else 1  # as shells and schedulers read it
-
-
-def _is_users(error: Exception) -> bool:
-    from graphkd.errors import UserError
-
-    return isinstance(error, UserError)
+    return 128 + error.signal if isinstance(error, StoppedError) else 1  # as shells and schedulers expect

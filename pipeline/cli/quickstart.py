@@ -16,12 +16,14 @@ def register(app: typer.Typer) -> None:
 
 
 def quickstart(
-    out_folder: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/quickstart"),
-    small: Annotated[bool, typer.Option("--small", help="Every stage in a few minutes; its AP means nothing.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Draws other pages and starts from other weights.")] = 0,
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder of the runs.")] = Path("runs/quickstart"),
+    small: Annotated[
+        bool, typer.Option("--small", help="Run every stage in a few minutes; its AP means nothing.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of pages and weights.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
 ) -> None:
-    """Synthetic pages -> shards -> teacher -> cache -> distilled student -> report; run again, it goes on."""
+    """Synthetic pages -> shards -> teacher -> cache -> distilled student -> report. Rerun to resume."""
     from pipeline.quickstart import quickstart as run
 
     result = run(out_folder, "small" if small else "full", seed, progress_bar)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli.console import counted, figures_table, out, print_json, progress_bar
 
+if TYPE_CHECKING:
+    from pipeline.context import RunContext
+    from pipeline.runs.checkpoint import Checkpoint
+
 ConfigFile = Annotated[Path, typer.Argument(help="Config of the run.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, such as schedule.steps=1000.")]
-Engine = Annotated[str | None, typer.Option("--engine", help="ray or local; by default what the config says.")]
+Engine = Annotated[str | None, typer.Option("--engine", help="ray or local; default: engine.name of the config.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -21,12 +24,13 @@ def register(app: typer.Typer) -> None:
     app.command()(train)
 
 
-def configured(config: Path, overrides: list[str] | None, engine: str | None = None) -> Any:
-    """The config with overrides; ``engine`` counts last."""
+def open_context(config: Path, overrides: list[str] | None, engine: str | None = None) -> RunContext:
+    """Context of the config with overrides; ``engine`` takes precedence."""
     from pipeline.config import load_config
+    from pipeline.context import RunContext
 
-    chosen = [f"engine.name={engine}"] if engine else []
-    return load_config(config, [*(overrides or []), *chosen])
+    engine_override = [f"engine.name={engine}"] if engine else []
+    return RunContext(load_config(config, [*(overrides or []), *engine_override]))
 
 
 def train(
@@ -34,55 +38,56 @@ def train(
     overrides: Overrides = None,
     engine: Engine = None,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="Ten steps on one page in this process, nothing written.")
+        bool, typer.Option("--smoke", help="Train ten steps on one page in this process; writes nothing.")
     ] = False,
     allow_changes: Annotated[
-        bool, typer.Option("--allow-changes", help="Go on with a run under a config that differs from its own.")
+        bool, typer.Option("--allow-changes", help="Continue a run under a config that differs from its own.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
 ) -> None:
-    """Train a run to its end and evaluate it; started again, it goes on from its newest checkpoint."""
-    settings = configured(config, overrides, engine)
+    """Train a run to its end and evaluate it. Rerun to resume from the newest checkpoint."""
+    context = open_context(config, overrides, engine)
     if smoke:
-        _smoke(settings, as_json)
+        _smoke(context, as_json)
         return
-    from pipeline.train.run import evaluate_run, train_run
-
-    checkpoint = train_with_progress(settings, partial(train_run, allow_changes=allow_changes))
+    checkpoint = _train(context, allow_changes)
     if int(os.environ.get("RANK", "0")):
-        return  # under torchrun the first process says the rest
-    figures: dict[str, Any] = {}
-    if settings.data.val is not None:
-        figures = evaluate_with_progress(settings, evaluate_run)
+        return  # under torchrun, rank 0 does the rest
+    folder, figures = context.config.folder, dict[str, Any]()
+    if context.val is not None:
+        figures = evaluate(context)
     if as_json:
-        print_json({"run": str(settings.folder), "step": checkpoint.step, **figures})
+        print_json({"run": str(folder), "step": checkpoint.step, **figures})
         return
-    out.print(f"{settings.folder}: step {checkpoint.step}, {checkpoint.folder}")
+    out.print(f"{folder}: step {checkpoint.step}, {checkpoint.folder}")
     if figures:
-        out.print(figures_table({settings.name: figures}))
+        out.print(figures_table({context.config.name: figures}))
 
 
-def train_with_progress(settings: Any, train_run: Any) -> Any:
-    """Run ``train_run`` under a progress bar of steps."""
-    steps = settings.schedule.scaled().steps
-    with progress_bar(f"training {settings.name}", "steps") as update:
+def _train(context: RunContext, allow_changes: bool) -> Checkpoint:
+    from pipeline.train.run import train_run
+
+    steps = context.config.schedule.scaled().steps
+    with progress_bar(f"training {context.config.name}", "steps") as update:
 
         def on_line(line: dict[str, Any]) -> None:
             update(line["step"], steps, f"loss {line['loss']:.3f}, {line['pages_per_s']:.1f} pages/s")
 
-        return train_run(settings, on_line)
+        return train_run(context, on_line, allow_changes)
 
 
-def evaluate_with_progress(settings: Any, evaluate_run: Any, checkpoint: Any = None) -> Any:
-    """Run ``evaluate_run`` under a progress bar of pages."""
-    with counted(f"evaluating {settings.name}") as update:
-        return evaluate_run(settings, checkpoint, update)
+def evaluate(context: RunContext, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
+    """Evaluate a run under a progress bar of pages."""
+    from pipeline.train.run import evaluate_run
+
+    with counted(f"evaluating {context.config.name}") as update:
+        return evaluate_run(context, checkpoint, update)
 
 
-def _smoke(settings: Any, as_json: bool) -> None:
+def _smoke(context: RunContext, as_json: bool) -> None:
     from pipeline.train.smoke import smoke
 
-    losses = smoke(settings)
+    losses = smoke(context)
     if as_json:
         print_json({"losses": losses})
         return

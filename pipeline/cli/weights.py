@@ -1,65 +1,68 @@
-"""``graphkd weights``: checkpoints of detectron2's in, and out."""
+"""``graphkd weights``: import and export of detectron2 checkpoints."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.console import out, print_json
+from pipeline.cli.train import open_context
+
+if TYPE_CHECKING:
+    from graphkd.detectors.detectron2.names import TensorMatch
 
 PARTS = ("student", "teacher")
+MAX_NAMES = 8  # listed of missing and unused tensors
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    commands = typer.Typer(help="Checkpoints of detectron2's.", no_args_is_help=True)
+    commands = typer.Typer(help="Import and export detectron2 checkpoints.", no_args_is_help=True)
     commands.command("import")(import_weights)
     commands.command("export")(export_weights)
     app.add_typer(commands, name="weights")
 
 
 def import_weights(
-    file: Annotated[Path, typer.Argument(help="A .pth or .pkl of detectron2's, or a state dict with its names.")],
-    config: Annotated[Path, typer.Argument(help="Config of the run that it becomes.")],
+    file: Annotated[Path, typer.Argument(help="A .pth or .pkl of detectron2, or a state dict with its names.")],
+    config: Annotated[Path, typer.Argument(help="Config of the run to create.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Overrides, such as run.folder=runs/r50.")] = None,
-    part: Annotated[str, typer.Option(help="Of a file with a student and a teacher: which.")] = "student",
+    part: Annotated[str, typer.Option(help="Network of a file with both: student or teacher.")] = "student",
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
 ) -> None:
-    """Make a finished run of a checkpoint, and say which of its tensors fitted."""
+    """Make a finished run of a checkpoint, and list which of its tensors matched."""
     from graphkd.errors import ConfigError
-    from pipeline.config import load_config
-    from pipeline.detectron2.weights import import_weights as take
+    from pipeline.detectron2.weights import import_weights as import_checkpoint
 
     if part not in PARTS:
         raise ConfigError(f"--part {part} is none of {', '.join(PARTS)}")
-    run = load_config(config, overrides or [])
-    found = take(file, run, "teacher" if part == "teacher" else "student")
+    context = open_context(config, overrides)
+    found = import_checkpoint(file, context, "teacher" if part == "teacher" else "student")
+    folder = context.config.folder
     if as_json:
         shapes = {name: list(map(list, pair)) for name, pair in found.shape_mismatch.items()}
-        print_json(
-            {
-                "run": str(run.folder),
-                "matched": len(found.matched),
-                "missing": found.missing,
-                "misshapen": shapes,
-                "unused": found.unused,
-            }
-        )
-        return
+        lists = {"missing": found.missing, "shape_mismatch": shapes, "unused": found.unused}
+        print_json({"run": str(folder), "matched": len(found.matched), **lists})
+    else:
+        _show_match(found, folder)
+
+
+def _show_match(found: TensorMatch, folder: Path) -> None:
     for name, (theirs, ours) in found.shape_mismatch.items():
         out.print(f"{name}: {theirs} in the file, {ours} in the detector")
     for title, names in (("missing in the file", found.missing), ("not used", found.unused)):
-        out.print(f"{len(names)} {title}" + (f": {', '.join(names[:8])}{' ...' * (len(names) > 8)}" if names else ""))
-    out.print(f"{len(found.matched)} tensors taken; the run is {run.folder}")
+        listed = f": {', '.join(names[:MAX_NAMES])}{' ...' * (len(names) > MAX_NAMES)}" if names else ""
+        out.print(f"{len(names)} {title}{listed}")
+    out.print(f"{len(found.matched)} tensors imported into {folder}")
 
 
 def export_weights(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     file: Annotated[Path, typer.Argument(help="The .pth to write.")],
 ) -> None:
-    """Write a run's detector as detectron2 names and lays out its own."""
-    from pipeline.detectron2.weights import export_weights as write
+    """Write a run's detector as a detectron2 checkpoint."""
+    from pipeline.detectron2.weights import export_weights as export_checkpoint
 
-    out.print(f"{write(run, file)} tensors in {file}")
+    out.print(f"{export_checkpoint(run, file)} tensors in {file}")

@@ -1,6 +1,6 @@
-"""What a run is: typed, frozen, checked as a whole before anything starts.
+"""Typed, frozen run configs, checked as a whole before anything starts.
 
-Names are looked up when they are used, so that ``pipeline.config.layers`` can be had without torch.
+Names are imported at first use, so that ``pipeline.config.layers`` works without torch.
 """
 
 from importlib import import_module

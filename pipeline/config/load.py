@@ -1,4 +1,4 @@
-"""Loading YAML configs with ``base:`` and overrides; every mistake is listed at once with a close name."""
+"""Loading and validating YAML configs. Every mistake is listed at once, with the closest known name."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from pipeline.config.schema import RunConfig
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read ``path``, what its ``base:`` names, and ``key.sub=value`` overrides, in that order of precedence.
+    """Load ``path`` on top of its ``base:`` files, with ``key.sub=value`` overrides on top.
 
-    Raises ConfigError with every mistake, one per line.
+    Raises:
+        ConfigError: with every mistake, one per line.
     """
     return resolve(read_layers(path, overrides), str(path))
 
 
 def resolve(content: Mapping[str, Any], source: str) -> RunConfig:
-    """Check a plain mapping; ``source`` names it in the error."""
+    """Validate a plain mapping; ``source`` names it in errors."""
     try:
         return RunConfig.model_validate(dict(content))
     except ValidationError as error:

@@ -1,0 +1,1 @@
+"""Parts that every other package uses: files, locks, processes, ranks, progress, errors."""

@@ -1,4 +1,4 @@
-"""The place of this process among the training workers."""
+"""Rank, world size, device and collectives of a training worker."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from pipeline.core.errors import StoppedError
 
 CPU = torch.device("cpu")
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
-"""Of a rank for the others; the first may be computing a teacher's statistics."""
+"""Timeout of collectives; long, because rank 0 may be computing teacher statistics while the others wait."""
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class World:
-    """Rank, number of ranks, and the device of this one."""
+    """Rank and device of this process, and the number of ranks."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = CPU
     cpu_group: Any = None
-    """gloo group of all ranks, for what goes between their processes without waiting for a GPU; None for one rank."""
+    """gloo group of all ranks, for CPU objects that must not wait for a GPU; None for one rank."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes files."""
+        """Whether this is rank 0, which writes files."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum of ``values`` over all ranks; a collective where there are several."""
+        """Sum of ``values`` over all ranks. A collective."""
         if self.size > 1:
             values = values.clone()
             dist.all_reduce(values)
         return values
 
     def gather(self, value: Value) -> list[Value]:
-        """What every rank gives, in their order; a collective. It must be small: all get all of it."""
+        """Values of all ranks, by rank, on every rank. A collective; for small objects."""
         gathered: list[Any] = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(gathered, value, group=self.cpu_group)
         return gathered
 
     def collect(self, value: Value) -> list[Value]:
-        """What every rank gives, in their order, to the leading rank; an empty list to the others. A collective."""
+        """Values of all ranks, by rank, on rank 0; an empty list on the others. A collective."""
         if self.size == 1:
             return [value]
         collected: list[Any] = [None] * self.size if self.is_main else []
@@ -60,7 +60,7 @@ class World:
 
 
 def init_distributed(rank: int, size: int, device: torch.device) -> World:
-    """The world of a process whose process group is there, where it has one; a collective."""
+    """World of a process whose process group, if any, is initialised. A collective."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     cpu_group = dist.new_group(backend="gloo") if size > 1 else None
@@ -69,14 +69,14 @@ def init_distributed(rank: int, size: int, device: torch.device) -> World:
 
 @contextmanager
 def local_world(device: str = "auto") -> Iterator[World]:
-    """The world that torchrun describes in the environment, or this one process."""
+    """World that torchrun's environment variables describe, or of this process alone."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     where = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if size > 1:
         dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
     try:
         yield init_distributed(int(os.environ.get("RANK", "0")), size, where)
-    except StoppedError:  # which all ranks raise
+    except StoppedError:  # raised by all ranks together, unlike other errors
         _leave(size)
         raise
     _leave(size)
@@ -84,12 +84,12 @@ def local_world(device: str = "auto") -> Iterator[World]:
 
 def _leave(size: int) -> None:
     if size > 1:
-        dist.barrier()  # one that leaves first can make the others' last messages fail
+        dist.barrier()  # a rank that exits first can break the last messages of the others
         dist.destroy_process_group()
 
 
-def pick_device(device: str, local_rank: int) -> torch.device:
-    """The device that ``auto``, ``cpu`` or ``cuda`` stands for on this machine."""
+def pick_device(device: str, local_rank: int = 0) -> torch.device:
+    """Resolve ``auto``, ``cpu`` or ``cuda`` to a device of this machine."""
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         return torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
-    return torch.device("cpu")
+    return CPU

@@ -1,4 +1,4 @@
-"""Doing many independent pieces of work side by side: in threads, in other processes of this machine, or on Ray."""
+"""Independent tasks in parallel: in threads, in processes of this machine, or on Ray."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from graphkd.errors import ConfigError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-MIN_TASKS_PER_PROCESS = 4  # fewer pieces than this are not worth the seconds that a process takes to start
+MIN_TASKS_PER_PROCESS = 4  # starting a process takes seconds, so fewer tasks are not worth one
 
 
-def default_workers(pieces: int) -> int:
-    """Processes worth starting for so many pieces of work of some seconds each."""
-    return max(1, min(os.cpu_count() or 1, pieces // MIN_TASKS_PER_PROCESS))
+def default_workers(tasks: int) -> int:
+    """Number of processes worth starting for ``tasks`` tasks that take some seconds each."""
+    return max(1, min(os.cpu_count() or 1, tasks // MIN_TASKS_PER_PROCESS))
 
 
 def map_unordered(
     function: Callable[[Task], Result], tasks: Sequence[Task], workers: int = 0, on_ray: bool = False
 ) -> Iterator[Result]:
-    """Results of ``function`` over ``tasks`` as they come, in any order; the first error ends all.
+    """Yield results of ``function`` over ``tasks`` as they complete; the first error ends all tasks.
 
     Args:
-        function: defined at the top of a module, so that other processes find it.
-        tasks: whatever pickles.
-        workers: processes; 1 is this one, 0 as many as is worthwhile.
-        on_ray: on the Ray cluster that RAY_ADDRESS names, one CPU each, or one of its own; ``workers`` is ignored.
+        function: defined at module level, so that other processes can import it.
+        tasks: picklable arguments.
+        workers: processes; 1 runs in this process, 0 picks :func:`default_workers`.
+        on_ray: run on the Ray cluster that RAY_ADDRESS names, or a local one, with one CPU per task; ``workers`` is
+            ignored.
 
-    Raises ConfigError where Ray is asked for but not installed.
+    Raises:
+        ConfigError: if Ray is asked for but not installed.
     """
     if on_ray:
         return _on_ray(function, tasks)
@@ -42,11 +44,11 @@ def map_unordered(
 
 
 def prefetch(
-    function: Callable[[Task], Result], tasks: Iterable[Task], threads: int, depth: int, name: str = "ahead"
+    function: Callable[[Task], Result], tasks: Iterable[Task], threads: int, depth: int, name: str = "prefetch"
 ) -> Iterator[Result]:
-    """Results of ``function`` over ``tasks`` in order, of which up to ``depth`` are made before they are asked for.
+    """Yield results of ``function`` over ``tasks`` in order, computing up to ``depth`` of them in advance.
 
-    ``tasks`` are drawn by the caller's thread, never more than are wanted; with 0 threads everything is done there.
+    ``tasks`` is iterated in the caller's thread. With 0 threads, everything runs there.
     """
     if not threads:
         yield from map(function, tasks)
@@ -83,7 +85,7 @@ def _on_ray(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterat
 
     with ray_session(default_workers(len(tasks))):
         remote: Any = ray.remote(function)
-        limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # enough to keep all busy, and no more queued
+        limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # keeps all CPUs busy without a long queue
         waiting, running = list(reversed(tasks)), list[Any]()
         while waiting or running:
             while waiting and len(running) < limit:

@@ -1,4 +1,4 @@
-"""How long work tells of its progress: a stage opens a bar, its update moves it."""
+"""Callbacks that report the progress of long work, independent of how it is shown."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 ProgressUpdate = Callable[[int, int, str], None]
 """(done, total, note)."""
 ProgressBar = Callable[[str, str], AbstractContextManager[ProgressUpdate]]
-"""(title, unit) -> a context in which the bar is shown."""
+"""(title, unit) -> context manager that shows a bar and yields its update function."""
 
 
 @contextmanager
-def phased_progress(stage: ProgressBar, prefix: str, unit: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield ``update(phase, done, total)`` that shows one bar after the other, titled ``prefix phase``."""
+def phased_progress(bar: ProgressBar, prefix: str, unit: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield ``update(phase, done, total)``, which shows one bar per phase, titled ``prefix phase``."""
     with ExitStack() as stack:
         current: list[tuple[str, ProgressUpdate]] = []
 
         def update(phase: str, done: int, total: int) -> None:
             if not current or current[-1][0] != phase:
                 stack.close()
-                current.append((phase, stack.enter_context(stage(f"{prefix} {phase}", unit))))
+                current.append((phase, stack.enter_context(bar(f"{prefix} {phase}", unit))))
             current[-1][1](done, total, "")
 
         yield update

@@ -1,4 +1,4 @@
-"""The Ray cluster that this process uses: one that is there, or one of its own on loopback."""
+"""Connection to a Ray cluster: an existing one, or a local one on loopback."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED
 
 @contextmanager
 def ray_session(workers: int) -> Iterator[None]:
-    """Use the Ray cluster that RAY_ADDRESS names or that is connected already; otherwise one of our own on loopback."""
+    """Use the Ray cluster that is connected already or that RAY_ADDRESS names, else start a local one on loopback.
+
+    Args:
+        workers: CPUs that a local cluster offers at least.
+    """
     import ray
 
     if ray.is_initialized():
@@ -28,8 +32,8 @@ def ray_session(workers: int) -> Iterator[None]:
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS", "")
     if address:
-        # Ray takes this machine's outer address for itself, at which a cluster on loopback (127.0.0.2, say: it has
-        # 127.0.0.1 stand for the outer one) does not listen.
+        # By default Ray binds the driver to this machine's outer address. A cluster on loopback, such as 127.0.0.2,
+        # does not listen there.
         own: dict[str, Any] = {"_node_ip_address": address.rpartition(":")[0]} if address.startswith("127.") else {}
         ray.init(**common, **own)
     else:
@@ -47,8 +51,8 @@ def ray_session(workers: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def to_user_error(error: BaseException, what: str) -> UserError:
-    """The UserError that a worker raised, or a LostWorkersError with Ray's reason why ``what`` failed."""
+def to_user_error(error: BaseException, task: str) -> UserError:
+    """Return the UserError that a worker raised, else a LostWorkersError with Ray's reason why ``task`` failed."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     for failure in failures.values():
         cause: BaseException | None = failure
@@ -57,4 +61,4 @@ def to_user_error(error: BaseException, what: str) -> UserError:
                 return cause
             cause = getattr(cause, "cause", None) or cause.__cause__
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return LostWorkersError(f"{what} failed on Ray: {lines[-1][:300]}; look at Ray's logs")
+    return LostWorkersError(f"{task} failed on Ray: {lines[-1][:300]}; see Ray's logs")

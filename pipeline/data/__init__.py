@@ -1,1 +1,1 @@
-"""Datasets: COCO annotations packed into webdataset tars, indexed, and read in an exact order."""
+"""Datasets: annotated pages packed into webdataset tars with Arrow indexes, and read in an exact order."""

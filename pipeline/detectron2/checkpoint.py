@@ -1,6 +1,6 @@
-"""Reading checkpoints of detectron2's: ``.pth``, and ``.pkl`` of arrays, in the names of Caffe2 or its own.
+"""Reading detectron2 checkpoints: ``.pth``, and ``.pkl`` of arrays, with its own names or Caffe2's.
 
-Nothing is unpickled but arrays: a ``.pkl`` goes through an unpickler that knows the few functions numpy makes arrays
+Only arrays are unpickled: a ``.pkl`` goes through an unpickler that allows the few functions that numpy builds arrays
 with, and refuses every other name.
 """
 
@@ -57,20 +57,21 @@ BRANCHES = {"conva": "conv1", "convb": "conv2", "convc": "conv3"}
 
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Numpy's own makers of arrays, and nothing else."""
+        """Allow numpy's array constructors only."""
         if (module, name) not in ARRAYS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only arrays are loaded")
         return super().find_class(module, name)
 
 
-def read_foreign(path: Path, part: Part = "student") -> dict[str, Tensor]:
-    """The tensors of a file by detectron2's names.
+def read_checkpoint(path: Path, part: Part = "student") -> dict[str, Tensor]:
+    """Read the tensors of a file, by detectron2's names.
 
     Args:
         path: ``.pth``, ``.safetensors`` or ``.pkl``.
-        part: in a file that holds a student and, below ``teacher.``, its teacher: which of them.
+        part: which network of a file that holds a student and, below ``teacher.``, its teacher.
 
-    Raises CheckpointError where the file is no mapping of names to arrays, or has no such part.
+    Raises:
+        CheckpointError: if the file is no mapping of names to arrays, or has no such part.
     """
     tensors = _read_pickle(path) if path.suffix == ".pkl" else load_weights(path)
     own = {name for name in tensors if not name.startswith(TEACHER)}
@@ -80,7 +81,7 @@ def read_foreign(path: Path, part: Part = "student") -> dict[str, Tensor]:
         tensors = {name: tensors[name] for name in tensors if name in own}
     if not tensors:
         raise CheckpointError(f"{path} holds nothing of a {part}; leave --part out, or give another file")
-    return _named(tensors)
+    return _rename(tensors)
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -103,18 +104,18 @@ def _load_arrays(file: IO[bytes]) -> Any:
     return _ArraysOnly(file, encoding="latin1").load()
 
 
-def _named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Caffe2's names as detectron2's, and a bare backbone's below the pyramid's."""
-    named: dict[str, Tensor] = {}
+def _rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename Caffe2's tensors to detectron2's, and put those of a bare backbone below the FPN's."""
+    renamed: dict[str, Tensor] = {}
     for name, values in tensors.items():
-        theirs, turned = _from_caffe2(name), values
+        theirs, converted = _from_caffe2(name), values
         if theirs is not None and ".box_predictor.cls_score." in theirs:
-            turned = torch.cat([values[1:], values[:1]])  # Caffe2 counts background first
+            converted = torch.cat([values[1:], values[:1]])  # Caffe2 has background first
         elif theirs is not None and ".box_predictor.bbox_pred." in theirs:
-            turned = values[4:]
+            converted = values[4:]
         theirs = theirs or name
-        named[f"{BACKBONE}{theirs}" if theirs.startswith(("stem.", "res")) else theirs] = turned
-    return named
+        renamed[f"{BACKBONE}{theirs}" if theirs.startswith(("stem.", "res")) else theirs] = converted
+    return renamed
 
 
 def _from_caffe2(name: str) -> str | None:

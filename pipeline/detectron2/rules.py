@@ -1,6 +1,6 @@
-"""Which of our settings each key of detectron2's YAML is, and of the Distillation project's node ``KD``; or why none.
+"""Rules that convert each key of detectron2's YAML, and of the Distillation project's ``KD`` node, to one of ours.
 
-One rule a key; :mod:`pipeline.detectron2.config_import` applies them.
+:mod:`pipeline.detectron2.config_import` applies them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ARCHITECTURES |= {"RetinaNet": "retinanet", "RetinaNetKD": "retinanet"}
 
 
 class D2File:
-    """One model's part of a file: ``given`` has what it says, by keys with dots; indexing knows defaults too."""
+    """One model's part of a file: ``given`` has its dotted keys; indexing also knows defaults."""
 
     def __init__(self, content: Tree) -> None:
         self.given = dict(leaves(content))
@@ -55,12 +55,12 @@ class D2File:
         return self.given.get(key, DEFAULTS.get(key))
 
     def weight(self, switch: str, weight: str) -> float:
-        """Weight of a loss of the KD node, 0 where it is switched off."""
+        """Weight of a loss of the KD node, 0 if it is switched off."""
         return float(self.given.get(f"KD.{weight}", 1.0)) if self.given.get(f"KD.{switch}", False) else 0.0
 
 
 Rule = Callable[[D2File, Any], tuple[str, Any] | str]
-"""Gives our key with its value, or why the key is ignored."""
+"""Returns our key with its value, or why the key is ignored."""
 
 
 def _to(key: str, convert: Callable[[Any], Any] = lambda value: value) -> Rule:
@@ -96,7 +96,7 @@ def _rgb(key: str) -> Rule:
 def _depth(file: D2File, value: Any) -> tuple[str, Any] | str:
     if BACKBONES.get(file["MODEL.BACKBONE.NAME"]) == "resnet":
         return _backbone(file, value)
-    return "the backbone is no ResNet"
+    return "the backbone is not a ResNet"
 
 
 def _norm(family: str) -> Rule:
@@ -112,7 +112,7 @@ def _norm(family: str) -> Rule:
 
 
 def _edges(_: D2File, value: Any) -> tuple[str, Any]:
-    """One size a level; RetinaNet's octaves are made from it again."""
+    """One size per level; RetinaNet's octaves are derived from it."""
     return "detector.anchor_sizes", [round(level[0]) for level in value]
 
 
@@ -146,7 +146,11 @@ def _clip(file: D2File, value: Any) -> tuple[str, Any] | str:
     if not file.given.get("SOLVER.CLIP_GRADIENTS.ENABLED", False):
         return "clipping is off"
     kind = file.given.get("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value")
-    return ("schedule.clip_norm", value) if kind == "full_model" else f"clips by {kind}; here only all gradients' norm"
+    return (
+        ("schedule.clip_norm", value)
+        if kind == "full_model"
+        else f"clips by {kind}; only the norm of all gradients is supported"
+    )
 
 
 def _loss(key: str, switch: str, weight: str) -> Rule:
@@ -154,7 +158,7 @@ def _loss(key: str, switch: str, weight: str) -> Rule:
 
 
 def hardness(file: D2File) -> float:
-    """Least cross-entropy of a background node that is mined; 0 takes all."""
+    """Minimum cross-entropy of a mined background node; 0 takes all."""
     used = file.given.get("KD.USE_BG_FEATURE_MINING_THRS", False)
     return float(file.given.get("KD.BG_MINING_THRS", 0.5)) if used else 0.0
 
@@ -164,11 +168,11 @@ def _hard(file: D2File, _: Any) -> tuple[str, Any]:
 
 
 def _only(expected: Any, why: str) -> Rule:
-    return lambda _, value: why if value == expected else f"{why}; {value!r} is not to be had"
+    return lambda _, value: why if value == expected else f"{why}; {value!r} is not supported"
 
 
 PYRAMID = _ignored("the pyramid is built on all stages, and all of its levels are used")
-MASKS = _ignored("there are no masks here")
+MASKS = _ignored("masks are not supported")
 TERMS = {
     "maps": ("FEATURE_ON", "FEATURE_LOSS_WEIGHT"),
     "edge": ("REGION_CORRELATION_LOSS_ON", "REGION_CORRELATION_LOSS_WEIGHT_POOL"),
@@ -180,7 +184,7 @@ TERMS = {
 RULES: dict[str, Rule] = {
     "MODEL.META_ARCHITECTURE": _architecture,
     "MODEL.BACKBONE.NAME": _backbone,
-    "MODEL.BACKBONE.FREEZE_AT": _ignored("no stage is frozen; detector.norm says what becomes of norms"),
+    "MODEL.BACKBONE.FREEZE_AT": _ignored("no stage is frozen; detector.norm sets the normalisation"),
     "MODEL.RESNETS.DEPTH": _depth,
     "MODEL.RESNETS.NORM": _norm("resnet"),
     "MODEL.EFFICIENTNET.NORM": _norm("efficientnet"),
@@ -189,7 +193,7 @@ RULES: dict[str, Rule] = {
     "MODEL.RESNETS.RES2_OUT_CHANNELS": _ignored("follows from the depth"),
     "MODEL.PIXEL_MEAN": _rgb("detector.pixel_mean"),
     "MODEL.PIXEL_STD": _rgb("detector.pixel_std"),
-    "MODEL.WEIGHTS": _ignored("a checkpoint; give detector.weights for a backbone, run.init for a whole model"),
+    "MODEL.WEIGHTS": _ignored("a checkpoint; set detector.weights for a backbone, run.init for a whole model"),
     "MODEL.MASK_ON": MASKS,
     "MODEL.PROPOSAL_GENERATOR.NAME": _ignored("follows from the architecture"),
     "MODEL.ROI_HEADS.NAME": _ignored("follows from the architecture"),
@@ -198,9 +202,9 @@ RULES: dict[str, Rule] = {
     "MODEL.ANCHOR_GENERATOR.SIZES": _edges,
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": _ratios,
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN": _to("detector.rpn_proposals_before_nms"),
-    "MODEL.RPN.PRE_NMS_TOPK_TEST": _ignored("outside training half of rpn_proposals_before_nms"),
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": _ignored("outside training, half of rpn_proposals_before_nms"),
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": _to("detector.rpn_proposals"),
-    "MODEL.RPN.POST_NMS_TOPK_TEST": _ignored("outside training as in training, rpn_proposals"),
+    "MODEL.RPN.POST_NMS_TOPK_TEST": _ignored("outside training the same, rpn_proposals"),
     "MODEL.RPN.NMS_THRESH": _to("detector.rpn_nms_iou"),
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE": _to("detector.rpn_batch"),
     "MODEL.ROI_HEADS.NUM_CLASSES": _to("data.num_classes"),
@@ -217,10 +221,10 @@ RULES: dict[str, Rule] = {
     "MODEL.RETINANET.IOU_THRESHOLDS": _only([0.4, 0.5], "anchors are matched at IoU .4 and .5"),
     "MODEL.RETINANET.IOU_LABELS": _only([0, -1, 1], "anchors between both are ignored"),
     "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": _only(0.0, "RetinaNet's box error is absolute"),
-    "MODEL.VIT.ARCH": _ignored("said by detector.backbone"),
+    "MODEL.VIT.ARCH": _ignored("set by detector.backbone"),
     "MODEL.VIT.DROP_PATH": _ignored("as the timm model has it"),
-    "MODEL.VIT.IMG_SIZE": _ignored("the canvas decides"),
-    "MODEL.VIT.PATCH_SIZE": _ignored("said by detector.backbone"),
+    "MODEL.VIT.IMG_SIZE": _ignored("set by the canvas"),
+    "MODEL.VIT.PATCH_SIZE": _ignored("set by detector.backbone"),
     "DATASETS.TRAIN": _dataset("data.train"),
     "DATASETS.TEST": _dataset("data.val"),
     "DATALOADER.NUM_WORKERS": _to("data.loader_workers"),
@@ -233,17 +237,17 @@ RULES: dict[str, Rule] = {
     "SOLVER.MOMENTUM": _to("schedule.momentum"),
     "SOLVER.WEIGHT_DECAY": _to("schedule.weight_decay"),
     "SOLVER.WARMUP_ITERS": _to("schedule.warmup_steps"),
-    "SOLVER.WARMUP_FACTOR": _ignored("the warm-up begins at one step's share of the rate"),
-    "SOLVER.CLIP_GRADIENTS.ENABLED": _ignored("said by schedule.clip_norm"),
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": _ignored("said by schedule.clip_norm"),
+    "SOLVER.WARMUP_FACTOR": _ignored("the warm-up starts at one step's share of the rate"),
+    "SOLVER.CLIP_GRADIENTS.ENABLED": _ignored("set by schedule.clip_norm"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": _ignored("set by schedule.clip_norm"),
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": _only(2.0, "gradients are clipped by their Euclidean norm"),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _clip,
     "SOLVER.AMP.ENABLED": _amp,
     "INPUT.MIN_SIZE_TRAIN": _shortest_edge,
-    "INPUT.FORMAT": _ignored("images are RGB here; pixel_mean and pixel_std are turned round where it is BGR"),
+    "INPUT.FORMAT": _ignored("images are RGB here; pixel_mean and pixel_std are reversed if it is BGR"),
     "TEST.EVAL_PERIOD": _to("run.eval_every"),
     "OUTPUT_DIR": _ignored("runs go to runs/NAME; give run.folder for another"),
-    "VERSION": _ignored("of detectron2's own configs"),
+    "VERSION": _ignored("version of detectron2's config format"),
     "KD.USE_BG_FEATURE_MINING_THRS": _hard,
     "KD.BG_MINING_THRS": _hard,
     "KD.BG_FEATURE_MINING_ON": _only(True, "dsig mines background"),
@@ -252,7 +256,7 @@ RULES: dict[str, Rule] = {
     "KD.REGION_CORRELATION_LOSS_USE_BG_FEATURE": _only(True, "dsig's edges join background nodes too"),
     "KD.REGION_CORRELATION_POOL_LOSS": _only(True, "dsig's edges are between pooled features"),
     "KD.REGION_CORRELATION_HEAD_LOSS": _only(False, "dsig's edges are between pooled features"),
-    "KD.REGION_CORRELATION_LOSS_WEIGHT": _ignored("never read by the project; its weight is ..._WEIGHT_POOL"),
+    "KD.REGION_CORRELATION_LOSS_WEIGHT": _ignored("never read by the project, which reads ..._WEIGHT_POOL"),
     "KD.TEMPERATURE": _only(1.0, "dsig's class term has temperature 1"),
 }
 for _term, _names in TERMS.items():

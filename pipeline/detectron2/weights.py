@@ -1,4 +1,4 @@
-"""Detectors that were trained elsewhere as finished runs here, and runs of ours as files for detectron2."""
+"""Importing checkpoints trained elsewhere as finished runs, and exporting runs as files for detectron2."""
 
 from __future__ import annotations
 
@@ -12,40 +12,35 @@ from graphkd.detectors import DetectorModule
 from graphkd.detectors.detectron2.names import TensorMatch, detectron2_name, match_tensors, to_detectron2_tensors
 from graphkd.distill import TrainingStep
 from graphkd.method.config import MethodConfig
-from pipeline.config import RunConfig
+from pipeline.context import RunContext
 from pipeline.core.errors import CheckpointError
 from pipeline.core.files import write_atomic
+from pipeline.core.run_paths import CHECKPOINTS
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.data.loading.state import DataState
-from pipeline.detectron2.checkpoint import Part, read_foreign
-from pipeline.models import (
-    CHECKPOINTS,
-    best_checkpoint,
-    check_num_classes,
-    load_detector,
-    load_run_config,
-    new_detector,
-)
+from pipeline.data.loading.resume_state import DataState
+from pipeline.detectron2.checkpoint import Part, read_checkpoint
+from pipeline.models import best_checkpoint, load_detector, load_run_config, new_detector
 from pipeline.runs.checkpoint import newest_checkpoint
 from pipeline.runs.checkpoint_writer import take_snapshot, write_checkpoint
-from pipeline.runs.folder import create_run_folder, store_config
+from pipeline.runs.run_folder import open_run_folder
 from pipeline.train.schedule import build_optimizer
 
 MODEL_PREFIX = "model."
 
 
-def import_weights(path: Path, config: RunConfig, part: Part = "student") -> TensorMatch:
-    """Make the run of ``config`` a finished one with the weights in ``path``; gives what fitted.
+def import_weights(path: Path, context: RunContext, part: Part = "student") -> TensorMatch:
+    """Make the run of ``context`` a finished one with the weights in ``path``. Return which tensors matched.
 
-    Such a run teaches, is evaluated, and others start from it (``run.init``). What the file has nothing for keeps its
-    first weights.
+    Such a run can teach, be evaluated, and be the start of others (``run.init``). Tensors that the file lacks keep
+    their initial weights.
 
-    Raises CheckpointError where fewer than half of the detector's tensors fit, or the run has checkpoints already.
+    Raises:
+        CheckpointError: if fewer than half of the detector's tensors match, or the run has checkpoints already.
     """
-    dataset = PackedDataset(config.data.train, config.data.storage)
-    detector = new_detector(config, check_num_classes(config, dataset))
+    config, dataset = context.config, context.dataset
+    detector = new_detector(config.detector, dataset.num_classes, config.data.view.canvas, config.run.seed)
     own = detector.state_dict()
-    found = match_tensors(own, read_foreign(path, part), same_framework=config.detector.framework == "detectron2")
+    found = match_tensors(own, read_checkpoint(path, part), same_framework=config.detector.framework == "detectron2")
     if len(found.matched) < len(own) / 2:
         raise CheckpointError(
             f"only {len(found.matched)} of the detector's {len(own)} tensors are in {path} "
@@ -55,8 +50,7 @@ def import_weights(path: Path, config: RunConfig, part: Part = "student") -> Ten
     if newest_checkpoint(root) is not None:
         raise CheckpointError(f"{config.folder} has checkpoints already; give another run.folder")
     detector.load_state_dict(found.matched, strict=False)
-    create_run_folder(config)
-    store_config(config)
+    open_run_folder(config)
     module, schedule = TrainingStep(detector, MethodConfig()), config.schedule.scaled()
     position = schedule.steps * schedule.batch
     state = DataState(dataset=dataset.identity, seed=config.run.seed, batch=schedule.batch, position=position)
@@ -66,13 +60,15 @@ def import_weights(path: Path, config: RunConfig, part: Part = "student") -> Ten
 
 
 def export_weights(folder: Path, path: Path) -> int:
-    """Write the detector of the run in ``folder`` as a ``.pth`` of detectron2's; gives the number of tensors.
+    """Write the detector of the run in ``folder`` as a ``.pth`` for detectron2. Return the number of tensors.
 
-    Raises CheckpointError where detectron2 has no such model, naming a tensor that has no name there.
+    Raises:
+        CheckpointError: if detectron2 has no such model, naming a tensor without a counterpart.
     """
     config = load_run_config(folder)
     num_classes = config.data.num_classes or PackedDataset(config.data.train, config.data.storage).num_classes
-    detector = load_detector(config, num_classes, best_checkpoint(folder), torch.device("cpu"))
+    checkpoint, canvas = best_checkpoint(folder), config.data.view.canvas
+    detector = load_detector(config.detector, num_classes, canvas, checkpoint, torch.device("cpu"))
     tensors = _detectron2_tensors(detector)
     buffer = io.BytesIO()
     torch.save({"model": tensors, "__author__": "graphkd"}, buffer)
@@ -86,5 +82,7 @@ def _detectron2_tensors(detector: DetectorModule) -> dict[str, Tensor]:
         return {name.removeprefix(MODEL_PREFIX): values for name, values in own.items()}
     for name in own:
         if detectron2_name(name.removeprefix(MODEL_PREFIX)) is None:
-            raise CheckpointError(f"{name} has no place in a model of detectron2's; only ResNets in Faster R-CNN have")
+            raise CheckpointError(
+                f"{name} has no counterpart in detectron2; only ResNets in Faster R-CNN can be exported"
+            )
     return {name: values.contiguous() for name, values in to_detectron2_tensors(own, MODEL_PREFIX).items()}

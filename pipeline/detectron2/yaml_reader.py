@@ -1,6 +1,6 @@
-"""Reading detectron2's YAML files: ``_BASE_``, Python literals in strings, and no tag that runs anything.
+"""Reading detectron2's YAML files safely: ``_BASE_``, Python literals in strings, and no tag that runs code.
 
-What :mod:`pipeline.detectron2.config_import` makes of them is our own config. Needs neither detectron2 nor torch.
+Needs neither detectron2 nor torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from graphkd.errors import ConfigError
 from pipeline.config.layers import merge
 
 EVAL_TAG = "tag:yaml.org,2002:python/object/apply:eval"
-# The one expression that detectron2's own RetinaNet configs use: three scales an octave of each size.
+# The one expression that detectron2's RetinaNet configs use: three scales per octave of each size.
 OCTAVES = re.compile(
     r"\[\s*\[\s*x\s*,\s*x\s*\*\s*2\s*\*\*\s*\(1\.0/3\)\s*,\s*x\s*\*\s*2\s*\*\*\s*\(2\.0/3\)\s*\]"
     r"\s*for x in\s*\[([\d\s,]+)\]\s*\]"
@@ -25,12 +25,12 @@ OCTAVES = re.compile(
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loading that knows that expression by its text."""
+    """Safe loader that recognises that expression by its text."""
 
 
 def _construct_octaves(loader: yaml.SafeLoader, node: yaml.Node) -> list[list[float]]:
-    said = loader.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else []
-    known = OCTAVES.fullmatch(str(said[0]).strip()) if len(said) == 1 else None
+    items = loader.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else []
+    known = OCTAVES.fullmatch(str(items[0]).strip()) if len(items) == 1 else None
     if known is None:
         raise ConfigError(f"{node.start_mark.name.strip()}, line {node.start_mark.line + 1}: {_refusal('eval')}")
     return [[size * 2 ** (scale / 3) for scale in range(3)] for size in map(int, known[1].split(","))]
@@ -52,10 +52,10 @@ _Loader.add_multi_constructor("tag:yaml.org,2002:python/", _refuse)
 
 
 def read_detectron2(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A file of detectron2's on top of its ``_BASE_``; raises ConfigError where it cannot be read safely."""
+    """Read a file on top of its ``_BASE_``. Raises ConfigError if it cannot be read safely."""
     path = path.resolve()
     if path in seen:
-        raise ConfigError(f"{path} is its own _BASE_ (through {seen[-1].name}); take that _BASE_ out")
+        raise ConfigError(f"{path} is its own _BASE_ (through {seen[-1].name}); remove that _BASE_")
     content = _read(path)
     base = content.pop("_BASE_", None)
     if base is None:
@@ -70,16 +70,16 @@ def _read(path: Path) -> dict[str, Any]:
         with path.open(encoding="utf8") as file:
             content = yaml.load(file, Loader=_Loader)
     except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist; give a YAML file of detectron2's") from error
+        raise ConfigError(f"{path} does not exist; give a YAML file of detectron2") from error
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds a {type(content).__name__}, but a config is a mapping of keys to values")
+        raise ConfigError(f"{path} holds a {type(content).__name__}, but must be a mapping of keys to values")
     return _literal(content)
 
 
 def _literal(value: Any) -> Any:
-    """Tuples and the like, which YAML reads as text, as yacs would: ``("name",)`` is a tuple."""
+    """Parse tuples and lists that YAML reads as text, as yacs does: ``("name",)`` is a tuple."""
     if isinstance(value, dict):
         return {key: _literal(inner) for key, inner in value.items()}
     if isinstance(value, str) and value[:1] in "([":
@@ -91,7 +91,7 @@ def _literal(value: Any) -> Any:
 
 
 def leaves(content: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key with its dots, and its value."""
+    """Yield every dotted key with its value."""
     for key, value in content.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{above}{key}.")

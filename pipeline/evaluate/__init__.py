@@ -1,1 +1,1 @@
-"""COCO average precision of predictions, from files or from a detector."""
+"""COCO average precision of a detector, or of predictions in files."""

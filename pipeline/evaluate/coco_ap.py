@@ -1,4 +1,4 @@
-"""COCO average precision through pycocotools."""
+"""COCO average precision with pycocotools."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ METRICS = (
     "ar_medium",
     "ar_large",
 )
-"""pycocotools' twelve figures in its own order, fractions, -1 where nothing defines them."""
+"""pycocotools' twelve figures in its order: fractions, -1 if undefined."""
 
 
 def score_files(predictions: Path, annotations: Path) -> dict[str, Any]:
     """Score a COCO results file against a COCO annotation file; see :func:`score`.
 
-    Raises DataError where one of them is missing or malformed, or predictions name images that are not annotated.
+    Raises:
+        DataError: if one of them is missing or malformed, or predictions name images without annotations.
     """
     coco = load_coco(annotations)
     ground_truth = {
@@ -53,18 +54,18 @@ def score_files(predictions: Path, annotations: Path) -> dict[str, Any]:
 def score(
     ground_truth: Mapping[str, Any], predictions: list[dict[str, Any]], source: str = "predictions"
 ) -> dict[str, Any]:
-    """The twelve COCO figures (:data:`METRICS`) and ``per_class`` AP by name, as fractions, and ``pages``.
+    """Return the twelve COCO figures (:data:`METRICS`), ``per_class`` AP by name, as fractions, and ``pages``.
 
     Args:
-        ground_truth: a COCO annotation file's content, with ``area``.
+        ground_truth: content of a COCO annotation file, with ``area``.
         predictions: COCO results: image_id, category_id, bbox (x, y, width, height in image px), score.
-        source: names the predictions in errors.
+        source: name of the predictions in errors.
     """
     known = {image["id"] for image in ground_truth["images"]}
-    strangers = {prediction["image_id"] for prediction in predictions} - known
-    if strangers:
+    unknown = {prediction["image_id"] for prediction in predictions} - known
+    if unknown:
         raise DataError(
-            f"{source} names {len(strangers)} images that the annotations do not have, such as {min(strangers)}; "
+            f"{source} names {len(unknown)} images that the annotations do not have, such as {min(unknown)}; "
             "give the annotations they were made for"
         )
     evaluation = _evaluate(_renumbered(ground_truth), predictions)
@@ -74,7 +75,7 @@ def score(
 
 
 def _renumbered(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
-    # pycocotools marks an unmatched detection with annotation id 0, so a region of that id could never be found.
+    # pycocotools marks unmatched detections with annotation id 0, so a region with that id could never be found.
     regions = ground_truth["annotations"]
     return {**ground_truth, "annotations": [region | {"id": number} for number, region in enumerate(regions, start=1)]}
 
@@ -95,8 +96,8 @@ def _evaluate(ground_truth: dict[str, Any], predictions: list[dict[str, Any]]) -
 def _per_class(evaluation: COCOeval, names: Mapping[int, str]) -> dict[str, float]:
     precision = evaluation.eval["precision"][:, :, :, 0, 2]  # IoU, recall, class; all areas, 100 detections
     per_class = {}
-    for place, category in enumerate(evaluation.params.catIds):
-        defined = precision[:, :, place][precision[:, :, place] > -1]
+    for index, category in enumerate(evaluation.params.catIds):
+        defined = precision[:, :, index][precision[:, :, index] > -1]
         per_class[names[category]] = float(np.mean(defined)) if defined.size else -1.0
     return per_class
 

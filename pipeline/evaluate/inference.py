@@ -1,4 +1,4 @@
-"""Running a detector over a dataset, every page once, and scoring what it finds."""
+"""Running a detector over a dataset, every page once, and scoring its detections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from graphkd.batch import Detections
 from graphkd.detectors import DetectorModule
 from pipeline.data.format.dataset import PackedDataset, Sample
-from pipeline.data.loading.augmentation import AugmentationConfig
+from pipeline.data.loading.augmentation import EVALUATION_VIEW, AugmentationConfig
 from pipeline.data.loading.batches import FinitePassBatches
 from pipeline.data.loading.loader import PageDataset, page_loader
 from pipeline.evaluate.coco_ap import score
@@ -28,31 +28,30 @@ def predict(
     rank: int = 0,
     ranks: int = 1,
 ) -> list[dict[str, Any]]:
-    """COCO results (boxes in image px, the dataset's category ids) of every page, in dataset order.
+    """Detect regions on every page, in dataset order, as COCO results in image px with the dataset's category ids.
 
-    With several ``ranks``, of the share of pages that falls to ``rank``: each page falls to one of them.
+    With several ``ranks``, each page is processed by one of them; returns the results of ``rank``.
     """
     detector.eval()
-    items = PageDataset(dataset, view, seed=0, views=-1)
-    loader = page_loader(items, FinitePassBatches(range(len(dataset)), batch, rank, ranks), workers=0)
+    pages = PageDataset(dataset, view, seed=0, views=EVALUATION_VIEW)
+    loader = page_loader(pages, FinitePassBatches(range(len(dataset)), batch, rank, ranks), workers=0)
     results: list[dict[str, Any]] = []
-    for pages in loader:
-        features = detector.features(pages.images.to(device), pages.image_sizes())
-        found = detector.detect(features)
-        for place, detections in enumerate(found):
-            sample = int(pages.samples[place])
-            results += coco_results(detections, dataset, dataset.sample(sample), pages.views[place].tolist())
+    for page_batch in loader:
+        features = detector.features(page_batch.images.to(device), page_batch.image_sizes())
+        for index, detections in enumerate(detector.detect(features)):
+            sample = dataset.sample(int(page_batch.samples[index]))
+            results += coco_results(detections, dataset, sample, page_batch.affine[index].tolist())
         if progress is not None:
-            progress(int(pages.samples[-1]) + 1, len(dataset))
+            progress(int(page_batch.samples[-1]) + 1, len(dataset))
     return results
 
 
 def coco_results(
-    detections: Detections, dataset: PackedDataset, record: Sample, view: list[float]
+    detections: Detections, dataset: PackedDataset, sample: Sample, affine: list[float]
 ) -> list[dict[str, Any]]:
-    """Detections of one page on its canvas as COCO results in image px; ``view`` is its row of ``PageBatch.views``."""
-    scale_x, scale_y, shift_x, shift_y = view
-    width, height = record.size
+    """Convert detections on the canvas to COCO results in image px; ``affine`` is the page's ``PageBatch.affine``."""
+    scale_x, scale_y, shift_x, shift_y = affine
+    width, height = sample.size
     shift = torch.tensor([shift_x, shift_y] * 2, dtype=torch.float64)
     boxes = (detections.boxes.cpu().double() - shift) / torch.tensor([scale_x, scale_y] * 2, dtype=torch.float64)
     left, top, right, bottom = boxes.unbind(dim=1)
@@ -65,29 +64,29 @@ def coco_results(
     rows = zip(sides.tolist(), detections.scores.tolist(), detections.classes.tolist(), strict=True)
     return [
         {
-            "image_id": record.image_id,
-            "category_id": categories[place].id,
+            "image_id": sample.image_id,
+            "category_id": categories[number].id,
             "bbox": [round(value, 3) for value in box],
             "score": round(confidence, 6),
         }
-        for box, confidence, place in rows
+        for box, confidence, number in rows
     ]
 
 
 def ground_truth(dataset: PackedDataset) -> dict[str, Any]:
-    """A packed dataset's annotations as the content of a COCO file."""
+    """Annotations of a packed dataset as the content of a COCO file."""
     categories = dataset.description.categories
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for sample in range(len(dataset)):
-        record = dataset.sample(sample)
-        images.append({"id": record.image_id, "width": record.size[0], "height": record.size[1]})
-        for box, place, crowd in zip(record.boxes.tolist(), record.classes, record.crowd, strict=True):
+    for index in range(len(dataset)):
+        sample = dataset.sample(index)
+        images.append({"id": sample.image_id, "width": sample.size[0], "height": sample.size[1]})
+        for box, number, crowd in zip(sample.boxes.tolist(), sample.classes, sample.crowd, strict=True):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
-                    "image_id": record.image_id,
-                    "category_id": categories[place].id,
+                    "image_id": sample.image_id,
+                    "category_id": categories[number].id,
                     "bbox": box,
                     "area": box[2] * box[3],
                     "iscrowd": int(crowd),

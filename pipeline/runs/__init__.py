@@ -1,1 +1,1 @@
-"""The run folder: its config, checkpoints, metrics, and the detector that a run trained."""
+"""The run folder: its file names, checkpoints, metrics, evaluations, history of starts and lock."""

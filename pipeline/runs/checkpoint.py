@@ -1,8 +1,8 @@
-"""Checkpoints: a folder per step that counts only when its manifest is there and every hash fits.
+"""Checkpoints: one folder per step, complete only with a manifest whose hashes all match.
 
-``model.safetensors`` holds the weights, ``average.safetensors`` their moving average where there is one,
-``optimizer.pt`` the optimiser, ``state.json`` the rest, and ``manifest.json``, written last, the SHA-256 of the
-others. A folder gets its name only when it is whole.
+``model.safetensors`` holds the weights, ``average.safetensors`` their moving average if there is one, ``optimizer.pt``
+the optimizer, ``state.json`` the rest. ``manifest.json``, written last, has the SHA-256 of the others. A folder gets
+its final name once it is complete.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.core.errors import CheckpointError
 from pipeline.core.files import sha256_file
+from pipeline.core.run_paths import step_folders
 
 logger = logging.getLogger(__name__)
 
@@ -37,24 +37,28 @@ class Checkpoint:
     folder: Path
     step: int
     state: dict[str, Any]
-    """What it was saved with besides tensors."""
+    """Everything saved besides tensors."""
     weights: Path
-    """File of the weights that the run is judged by: their average where there is one."""
+    """Weights file for evaluation and teaching: the moving average if there is one."""
     weights_sha256: str
 
 
 def newest_checkpoint(root: Path) -> Checkpoint | None:
-    """The newest complete checkpoint below ``root``, or None; says in the log which it passed over and why."""
-    for folder in sorted(step_folders(root), reverse=True):
+    """Return the newest complete checkpoint below ``root``, or None. Logs which ones were skipped and why."""
+    for folder in reversed(step_folders(root).values()):
         try:
             return open_checkpoint(folder)
         except CheckpointError as error:  # noqa: PERF203 - any of them may be damaged
-            logger.warning("passed over %s", error)
+            logger.warning("skipped %s", error)
     return None
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Check one checkpoint folder; raises CheckpointError naming what is missing or does not fit its hash."""
+    """Verify one checkpoint folder.
+
+    Raises:
+        CheckpointError: naming the file that is missing, or whose hash differs from the manifest.
+    """
     try:
         hashes = json.loads((folder / MANIFEST).read_text())["files"]
         state = json.loads((folder / STATE).read_text())
@@ -64,21 +68,21 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     for name in (MODEL, OPTIMIZER, STATE, *average):
         path = folder / name
         if not path.is_file() or sha256_file(path) != hashes.get(name):
-            raise CheckpointError(f"{folder} is damaged: {name} does not fit its manifest; give another")
+            raise CheckpointError(f"{folder} is damaged: {name} does not match its manifest; give another")
     if state.get("version") != STATE_VERSION:
         raise CheckpointError(f"{folder} has version {state.get('version')}, but this release reads {STATE_VERSION}")
-    judged = AVERAGE if average else MODEL
+    weights = AVERAGE if average else MODEL
     return Checkpoint(
-        folder=folder,
-        step=int(state["step"]),
-        state=state,
-        weights=folder / judged,
-        weights_sha256=hashes[judged],
+        folder=folder, step=int(state["step"]), state=state, weights=folder / weights, weights_sha256=hashes[weights]
     )
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors or .pth file, never unpickling code; raises CheckpointError where it is neither."""
+    """Load the tensors of a .safetensors or .pth file without unpickling code.
+
+    Raises:
+        CheckpointError: if the file does not exist or holds anything but a mapping of names to tensors.
+    """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -95,7 +99,11 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def restore_module(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """Load weights, all of them; raises CheckpointError naming the first that differ in name or shape."""
+    """Load all of a module's weights.
+
+    Raises:
+        CheckpointError: naming the first tensors that differ in name or shape.
+    """
     own = module.state_dict()
     wrong = [f"{name} missing" for name in own if name not in tensors]
     wrong += [f"{name} unknown" for name in tensors if name not in own]
@@ -113,21 +121,13 @@ def restore_module(module: nn.Module, tensors: dict[str, Tensor], source: Path) 
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
-    """Load the optimiser's state; plain tensors and numbers only."""
+    """Load the optimizer's state; plain tensors and numbers only.
+
+    Raises:
+        CheckpointError: if it does not fit the optimizer.
+    """
     path = checkpoint.folder / OPTIMIZER
     try:
         optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} does not fit the optimiser ({str(error).splitlines()[0][:120]})") from error
-
-
-def step_folder(root: Path, step: int) -> Path:
-    """Where the checkpoint of ``step`` lies."""
-    return root / f"step-{step:08d}"
-
-
-def step_folders(root: Path) -> list[Path]:
-    """Folders of checkpoints below ``root``, whole or not."""
-    if not root.is_dir():
-        return []
-    return [path for path in root.iterdir() if re.fullmatch(r"step-\d{8}", path.name)]
+        raise CheckpointError(f"{path} does not fit the optimizer ({str(error).splitlines()[0][:120]})") from error

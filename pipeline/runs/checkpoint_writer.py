@@ -1,4 +1,4 @@
-"""Saving checkpoints beside training: a copy is taken between two steps, and a thread writes it while they go on."""
+"""Asynchronous checkpoints: a CPU copy is taken between two steps, and a thread writes it while training continues."""
 
 from __future__ import annotations
 
@@ -16,16 +16,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pipeline.core.files import sha256_file, sync_folder, write_atomic, write_json
-from pipeline.runs.checkpoint import (
-    AVERAGE,
-    MANIFEST,
-    MODEL,
-    OPTIMIZER,
-    STATE,
-    STATE_VERSION,
-    step_folder,
-    step_folders,
-)
+from pipeline.core.run_paths import step_folder, step_folders
+from pipeline.runs.checkpoint import AVERAGE, MANIFEST, MODEL, OPTIMIZER, STATE, STATE_VERSION
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +29,13 @@ class Snapshot:
     step: int
     model: dict[str, Tensor]
     average: dict[str, Tensor] | None
-    """Moving average of the model, where there is one."""
+    """Moving average of the weights, if there is one."""
     optimizer: dict[str, Any]
     state: dict[str, Any]
-    """What is kept besides tensors; must be JSON."""
+    """Everything besides tensors; must be JSON-serialisable."""
 
     def first_nonfinite(self) -> str | None:
-        """The name of the first of its weights that is not finite."""
+        """Name of the first weight that is not finite."""
         return next((name for name, value in self.model.items() if not torch.isfinite(value).all()), None)
 
 
@@ -54,43 +46,44 @@ def take_snapshot(
     state: dict[str, Any],
     average: nn.Module | None = None,
 ) -> Snapshot:
-    """Copy what a checkpoint holds."""
+    """Copy everything that a checkpoint holds to the CPU."""
     return Snapshot(
         step=step,
-        model=_copied(module.state_dict()),
-        average=None if average is None else _copied(average.state_dict()),
-        optimizer=_copied(optimizer.state_dict()),
+        model=_copy(module.state_dict()),
+        average=None if average is None else _copy(average.state_dict()),
+        optimizer=_copy(optimizer.state_dict()),
         state=state,
     )
 
 
-def _copied(value: Any) -> Any:
+def _copy(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True).contiguous()
     if isinstance(value, dict):
-        return {name: _copied(part) for name, part in value.items()}
-    return [_copied(part) for part in value] if isinstance(value, list) else value
+        return {name: _copy(part) for name, part in value.items()}
+    return [_copy(part) for part in value] if isinstance(value, list) else value
 
 
-def write_checkpoint(root: Path, taken: Snapshot) -> Path:
-    """Write ``root/step-XXXXXXXX`` whole: files, their hashes in a manifest, then its name.
+def write_checkpoint(root: Path, snapshot: Snapshot) -> Path:
+    """Write ``root/step-XXXXXXXX``: files, a manifest of their hashes, then the folder's final name.
 
-    Raises OutputError on a full disk, or where the folder cannot be written.
+    Raises:
+        OutputError: if the disk is full or the folder cannot be written.
     """
-    final = step_folder(root, taken.step)
-    building = root / f".step-{taken.step:08d}.building"
-    _remove_leftovers(root)
+    final = step_folder(root, snapshot.step)
+    building = root / f".step-{snapshot.step:08d}.building"
+    _remove_incomplete(root)
     try:
-        # By way of bytes, since neither library says that a disk is full in a way that can be told from damage.
-        write_atomic(building / MODEL, save(taken.model))
-        if taken.average is not None:
-            write_atomic(building / AVERAGE, save(taken.average))
-        write_atomic(building / OPTIMIZER, _saved(taken.optimizer))
-        write_json(building / STATE, {"version": STATE_VERSION, "step": taken.step, **taken.state})
+        # Serialised in memory first: neither library reports a full disk in a way that differs from damage.
+        write_atomic(building / MODEL, save(snapshot.model))
+        if snapshot.average is not None:
+            write_atomic(building / AVERAGE, save(snapshot.average))
+        write_atomic(building / OPTIMIZER, _serialize(snapshot.optimizer))
+        write_json(building / STATE, {"version": STATE_VERSION, "step": snapshot.step, **snapshot.state})
         names = sorted(path.name for path in building.iterdir())
         hashes = {name: sha256_file(building / name) for name in names}
         write_json(building / MANIFEST, {"files": hashes})
-        # Only a damaged one can stand there: a run goes on from the newest that is whole.
+        # Only a damaged checkpoint can be there: training resumes from the newest complete one.
         shutil.rmtree(final, ignore_errors=True)
         building.rename(final)
         sync_folder(root)
@@ -99,46 +92,45 @@ def write_checkpoint(root: Path, taken: Snapshot) -> Path:
     return final
 
 
-def _saved(content: Any) -> bytes:
+def _serialize(content: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
 
 
 def prune(root: Path, keep: int, keep_every: int = 0, best: int | None = None) -> None:
-    """Drop all checkpoints but the newest ``keep``, those of every ``keep_every`` steps (0: none) and of ``best``.
+    """Delete all checkpoints but the newest ``keep``, every ``keep_every`` steps (0: none), ``best``, and those in use.
 
-    One with a :func:`in_use_marker` stays too.
+    A checkpoint is in use while its :func:`in_use_marker` exists.
     """
-    for folder in sorted(step_folders(root))[:-keep]:
-        step = int(folder.name.removeprefix("step-"))
+    for step, folder in list(step_folders(root).items())[:-keep]:
         if step != best and not in_use_marker(root, step).exists() and (not keep_every or step % keep_every):
-            # Its manifest goes first, so that what a kill leaves of it counts as nothing.
+            # The manifest first, so that a deletion cut off by a kill leaves no complete checkpoint.
             (folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def in_use_marker(root: Path, step: int) -> Path:
-    """The file that keeps the checkpoint of ``step`` from being dropped, for another process that reads it."""
+    """File by which another process keeps the checkpoint of ``step`` while it reads it."""
     return root / f".in-use-{step:08d}"
 
 
-def _remove_leftovers(root: Path) -> None:
+def _remove_incomplete(root: Path) -> None:
     for folder in root.glob(".step-*.building"):
         shutil.rmtree(folder, ignore_errors=True)
-    for folder in step_folders(root):
+    for folder in step_folders(root).values():
         if not (folder / MANIFEST).exists():
             shutil.rmtree(folder, ignore_errors=True)
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time in a thread; a disk that is slower than their rhythm holds training up.
+    """Writes one checkpoint at a time in a thread. A disk too slow for the cadence holds training up.
 
     Args:
         root: folder of checkpoints.
-        keep: how many of the newest are kept.
-        keep_every: of every so many steps one is kept; 0 keeps none of them.
-        best: asked for the step whose checkpoint is kept as the best.
+        keep: number of newest checkpoints to keep.
+        keep_every: also keep one every so many steps; 0 keeps none.
+        best: returns the step whose checkpoint is kept as the best.
     """
 
     def __init__(
@@ -151,28 +143,28 @@ class CheckpointWriter:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write-checkpoint")
         self._pending: Future[None] | None = None
 
-    def save(self, taken: Snapshot) -> None:
-        """Hand over a snapshot; raises the OutputError of the one before, if that failed."""
+    def save(self, snapshot: Snapshot) -> None:
+        """Queue a snapshot once the previous one is written. Raises the previous one's OutputError."""
         self.wait()
-        self._pending = self._pool.submit(self._write, taken)
+        self._pending = self._pool.submit(self._write, snapshot)
 
     def wait(self) -> None:
-        """Return when what was handed over is written; raises its error."""
+        """Wait for the queued snapshot to be written. Raises its error."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def close(self) -> None:
-        """Finish."""
+        """Finish writing and stop the thread."""
         try:
             self.wait()
         finally:
             self._pool.shutdown()
 
-    def _write(self, taken: Snapshot) -> None:
-        damaged = taken.first_nonfinite()
-        if damaged is not None:
-            log.error("the checkpoint of step %d is not kept: %s is not finite", taken.step, damaged)
+    def _write(self, snapshot: Snapshot) -> None:
+        nonfinite = snapshot.first_nonfinite()
+        if nonfinite is not None:
+            log.error("the checkpoint of step %d is not kept: %s is not finite", snapshot.step, nonfinite)
             return
-        write_checkpoint(self.root, taken)
+        write_checkpoint(self.root, snapshot)
         prune(self.root, self.keep, self.keep_every, self.best())

@@ -1,7 +1,7 @@
-"""The ledger of samples: which pages each step of a run was trained on, whatever was killed in between.
+"""The sample ledger: which samples each training step used, even if processes were killed.
 
-A line is written before its step is computed. Gradients are averaged over all ranks, so a step that was finished by any
-rank has the lines of all; a step that was not is done again, and its later lines count instead.
+A line is written before its step is computed. Gradients are averaged over all ranks, so a step that any rank finished
+has lines of all ranks. An unfinished step is repeated, and its later lines count.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ import torch
 from graphkd.batch import PageBatch
 from pipeline.core.distributed import World
 from pipeline.core.jsonl import read_jsonl
+from pipeline.core.run_paths import LEDGER
 
-LEDGER_FOLDER = "ledger"
 WithBatch = TypeVar("WithBatch", bound=tuple[PageBatch, Any])
 
 
 class Ledger:
-    """Writes one rank's lines; starting it is a collective, since all ranks agree on the time of their start."""
+    """Writer of one rank's lines. Creating it is a collective, since all ranks share one start time."""
 
     def __init__(self, folder: Path, world: World) -> None:
         own = time.time_ns() if world.is_main else 0
         self._start = int(world.sum(torch.tensor(own, device=world.device)))
-        path = folder / LEDGER_FOLDER / f"start-{self._start}-rank-{world.rank:05d}.jsonl"
+        path = folder / LEDGER / f"start-{self._start}-rank-{world.rank:05d}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf8")
 
-    def recorded(self, batches: Iterable[WithBatch], first_step: int, parts: int = 1) -> Iterator[WithBatch]:
-        """Pass on batches, ``parts`` a step, each with what else belongs to it, after writing down their samples."""
+    def record(self, batches: Iterable[WithBatch], first_step: int, parts: int = 1) -> Iterator[WithBatch]:
+        """Write down the samples of each batch, then pass it on; ``parts`` batches make one step."""
         for number, item in enumerate(batches, start=first_step * parts):
             batch: PageBatch = item[0]
             self._file.write(json.dumps({"step": number // parts, "samples": batch.samples.tolist()}) + "\n")
-            self._file.flush()  # to the system, which survives this process
+            self._file.flush()  # to the operating system, which outlives this process
             yield item
 
     def close(self) -> None:
@@ -46,12 +46,9 @@ class Ledger:
 
 
 def read_ledger(folder: Path) -> dict[int, list[int]]:
-    """Samples of every global step of a run, ranks put together in their order; the last start that did a step counts.
-
-    A last line that was cut off is left out.
-    """
+    """Samples of every global step of a run, in the order of ranks. The last start that did a step counts."""
     steps: dict[int, tuple[int, list[int]]] = {}
-    for path in sorted((folder / LEDGER_FOLDER).glob("start-*-rank-*.jsonl")):
+    for path in sorted((folder / LEDGER).glob("start-*-rank-*.jsonl")):
         _, start, _, _ = path.stem.split("-")
         for line in read_jsonl(path):
             found, samples = steps.get(line["step"], (0, []))

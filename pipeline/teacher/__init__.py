@@ -1,1 +1,1 @@
-"""The teacher as a source of signals: live, or from an Arrow cache with an identity."""
+"""The teacher of a student: its run, identity, statistics, and its signals as a live network."""

@@ -1,4 +1,4 @@
-"""The identity of a teacher's statistics and cache: everything that their bytes depend on, by name."""
+"""The teacher's run, and the identity of its statistics and cached signals: everything their bytes depend on."""
 
 from __future__ import annotations
 
@@ -7,53 +7,60 @@ from pathlib import Path
 
 import torch
 
-from graphkd.detectors import DetectorModule
+from graphkd.detectors import DetectorConfig, DetectorModule
 from graphkd.errors import ConfigError
-from pipeline.cache.format import CACHE_VERSION
-from pipeline.config import RunConfig, TeacherConfig
+from pipeline.config import TeacherConfig
 from pipeline.core.errors import CacheError
 from pipeline.core.files import fingerprint
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.models import best_checkpoint, detector_identity, load_detector, load_run_config
+from pipeline.data.loading.augmentation import AugmentationConfig
+from pipeline.models import Canvas, best_checkpoint, detector_identity, load_detector, load_run_config
 from pipeline.runs.checkpoint import Checkpoint
+
+SIGNALS_VERSION = 3
+"""Version of stored teacher outputs: statistics and cache."""
+Identity = dict[str, str]
+"""What an artifact was made from, by name: values or fingerprints."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherRun:
-    """A student's view of its teacher: the run that trained it and its checkpoint."""
+    """The run that trained a student's teacher, with its verified checkpoint."""
 
     settings: TeacherConfig
-    config: RunConfig
+    """The student's settings of its teacher."""
+    detector_config: DetectorConfig
+    canvas: Canvas
     checkpoint: Checkpoint
 
-    def detector(self, num_classes: int, device: torch.device) -> DetectorModule:
-        """Load the teacher, in evaluation mode."""
-        return load_detector(self.config, num_classes, self.checkpoint, device)
+    def load(self, num_classes: int, device: torch.device) -> DetectorModule:
+        """Load the teacher, in evaluation mode and without gradients."""
+        return load_detector(self.detector_config, num_classes, self.canvas, self.checkpoint, device)
 
 
-def open_teacher(student: RunConfig) -> TeacherRun:
-    """Find the teacher that ``student`` names.
+def open_teacher(settings: TeacherConfig, canvas: Canvas) -> TeacherRun:
+    """Find and verify the teacher that a student on ``canvas`` names.
 
     Raises:
-        CheckpointError: where it has not been trained.
-        ConfigError: where it was trained on another canvas, at which its features would mean something else.
+        CheckpointError: if it has not been trained.
+        ConfigError: if it was trained on another canvas, where its features would mean something else.
     """
-    assert student.teacher is not None
-    folder = student.teacher.run
-    config = load_run_config(folder)
-    if config.data.view.canvas != student.data.view.canvas:
+    config = load_run_config(settings.run)
+    if config.data.view.canvas != canvas:
         raise ConfigError(
-            f"the teacher {folder} has canvas {list(config.data.view.canvas)} and the student "
-            f"{list(student.data.view.canvas)}; give both the same data.view.canvas"
+            f"the teacher {settings.run} has canvas {list(config.data.view.canvas)} and the student {list(canvas)}; "
+            "give both the same data.view.canvas"
         )
-    return TeacherRun(settings=student.teacher, config=config, checkpoint=best_checkpoint(folder))
+    return TeacherRun(
+        settings=settings, detector_config=config.detector, canvas=canvas, checkpoint=best_checkpoint(settings.run)
+    )
 
 
-def statistics_identity(student: RunConfig, teacher: TeacherRun, dataset: PackedDataset) -> dict[str, str]:
+def statistics_identity(teacher: TeacherRun, dataset: PackedDataset, view: AugmentationConfig) -> Identity:
     """What the teacher's statistics depend on, by name."""
-    view, detector = student.data.view, teacher.config.detector
-    return detector_identity(teacher.config, teacher.checkpoint) | {
-        "schema": str(CACHE_VERSION),
+    detector = teacher.detector_config
+    return detector_identity(detector, teacher.checkpoint) | {
+        "schema": str(SIGNALS_VERSION),
         "dataset": dataset.identity,
         "preprocessing": fingerprint([view.canvas, view.shortest_edge[1], detector.pixel_mean, detector.pixel_std]),
         "node policy": fingerprint(teacher.settings.nodes.model_dump()),
@@ -62,21 +69,21 @@ def statistics_identity(student: RunConfig, teacher: TeacherRun, dataset: Packed
     }
 
 
-def cache_identity(student: RunConfig, teacher: TeacherRun, dataset: PackedDataset) -> dict[str, str]:
-    """What the cached signals depend on, by name; views are keyed by the run's seed where there are several."""
+def cache_identity(teacher: TeacherRun, dataset: PackedDataset, view: AugmentationConfig, seed: int) -> Identity:
+    """What cached signals depend on, by name. Several views depend on the run's seed and its augmentation."""
     several = teacher.settings.views > 1
     names = ("teacher weights", "detector config", "schema", "dataset", "preprocessing", "node policy")
-    shared = statistics_identity(student, teacher, dataset)
+    shared = statistics_identity(teacher, dataset, view)
     return {name: shared[name] for name in names} | {
         "views": str(teacher.settings.views),
-        "augmentation": fingerprint(student.data.view.model_dump()) if several else "none",
-        "run.seed": str(student.run.seed) if several else "any",
+        "augmentation": fingerprint(view.model_dump()) if several else "none",
+        "run.seed": str(seed) if several else "any",
         "store": teacher.settings.store,
         "dtype": teacher.settings.cache_dtype,
     }
 
 
-def check_identity(found: dict[str, str], wanted: dict[str, str], where: Path | str, remedy: str) -> None:
+def check_identity(found: Identity, wanted: Identity, where: Path | str, remedy: str) -> None:
     """Raise CacheError naming every part in which ``found`` differs from ``wanted``."""
     differing = [name for name in wanted if found.get(name) != wanted[name]]
     if differing:

@@ -1,4 +1,4 @@
-"""Where a training step gets the teacher's signals from: what can be read ahead of it, and what is computed in it."""
+"""Where a training step gets the teacher's signals from."""
 
 from __future__ import annotations
 
@@ -13,36 +13,38 @@ from graphkd.signals import TeacherSignals
 
 
 class SignalSource(Protocol):
-    """Gives what the teacher says of a batch, or None where no teacher takes part."""
+    """Source of teacher signals for training batches."""
 
     def prefetch(self, batches: Iterable[PageBatch]) -> Iterator[tuple[PageBatch, Any]]:
-        """Batches, each with what was read of it before its step, for :meth:`signals`."""
+        """Yield batches, each with what was read for it in advance, to be passed to :meth:`signals`."""
         ...
 
-    def signals(self, batch: PageBatch, read: Any = None) -> TeacherSignals | TeacherPass | None:
-        """Signals on the device of ``batch.images``, or a pass that can be asked about nodes of the student's."""
+    def signals(self, batch: PageBatch, prefetched: Any = None) -> TeacherSignals | TeacherPass | None:
+        """Signals on the device of ``batch.images``, a teacher pass if nodes depend on the student, or None."""
         ...
-
-
-def no_prefetch(batches: Iterable[PageBatch]) -> Iterator[tuple[PageBatch, None]]:
-    """Batches of a source that has nothing to read."""
-    return ((batch, None) for batch in batches)
 
 
 class NoTeacher:
     """A detector trained alone."""
 
     def prefetch(self, batches: Iterable[PageBatch]) -> Iterator[tuple[PageBatch, None]]:
-        """Nothing is read."""
-        return no_prefetch(batches)
+        """Nothing is read in advance."""
+        return ((batch, None) for batch in batches)
 
-    def signals(self, batch: PageBatch, read: None = None) -> None:
-        """Nothing."""
+    def signals(self, batch: PageBatch, prefetched: None = None) -> None:
+        """None."""
         return
 
 
 class LiveTeacher:
-    """Runs the teacher beside every step; ``compress`` gives two points a channel in place of pooled features."""
+    """Runs the teacher in every step.
+
+    Args:
+        teacher: detector in evaluation mode.
+        policy: which boxes become nodes.
+        method: decides whether nodes come from the student, and whether feature maps are needed.
+        compress: reduce pooled features to mean and standard deviation per channel, as ``store: descriptors`` does.
+    """
 
     def __init__(self, teacher: Detector, policy: NodePolicy, method: MethodConfig, compress: bool = False) -> None:
         self.teacher = teacher
@@ -51,12 +53,12 @@ class LiveTeacher:
         self.compress = compress
 
     def prefetch(self, batches: Iterable[PageBatch]) -> Iterator[tuple[PageBatch, None]]:
-        """Nothing is read."""
-        return no_prefetch(batches)
+        """Nothing is read in advance."""
+        return ((batch, None) for batch in batches)
 
-    def signals(self, batch: PageBatch, read: None = None) -> TeacherSignals | TeacherPass:
-        """One pass of the teacher over ``batch``."""
+    def signals(self, batch: PageBatch, prefetched: None = None) -> TeacherSignals | TeacherPass:
+        """Run the teacher over ``batch``."""
         if self.method.nodes == "student":
             return teacher_pass(self.teacher, batch, self.policy, maps=self.method.uses_maps)
-        said = live_signals(self.teacher, batch, self.policy, maps=self.method.uses_maps)
-        return said.compressed() if self.compress else said
+        signals = live_signals(self.teacher, batch, self.policy, maps=self.method.uses_maps)
+        return signals.compressed() if self.compress else signals

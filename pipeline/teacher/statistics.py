@@ -1,4 +1,4 @@
-"""The teacher's statistics as a file: one finite pass over evenly spread pages, fingerprinted."""
+"""The teacher's statistics as a file, computed in one finite pass over evenly spread pages."""
 
 from __future__ import annotations
 
@@ -17,59 +17,51 @@ from torch import Tensor
 from graphkd.batch import PageBatch
 from graphkd.method import StatisticsAccumulator, TeacherStatistics
 from graphkd.nodes import live_signals
-from pipeline.config import RunConfig
 from pipeline.core.errors import CacheError, DataError
 from pipeline.core.files import write_atomic
 from pipeline.data.format.dataset import PackedDataset
+from pipeline.data.loading.augmentation import EVALUATION_VIEW, AugmentationConfig
 from pipeline.data.loading.batches import FinitePassBatches
 from pipeline.data.loading.loader import PageDataset, page_loader
 from pipeline.data.storage.base import StorageConfig
-from pipeline.data.storage.local import LocalStore
 from pipeline.data.storage.open import open_store
-from pipeline.teacher.identity import TeacherRun, check_identity, statistics_identity
+from pipeline.teacher.identity import Identity, TeacherRun, check_identity
 
 STATISTICS_FILE = "statistics.safetensors"
 TENSORS = ("mean", "covariance", "whitening", "discriminant", "text_classes")
 
 
-def ensure_statistics(
-    student: RunConfig,
-    teacher: TeacherRun,
-    dataset: PackedDataset,
-    device: torch.device,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Compute the statistics where they are not there yet; raises CacheError where others are."""
-    identity = statistics_identity(student, teacher, dataset)
-    store = open_store(student.cache_location, student.data.storage)
-    if not isinstance(store, LocalStore) or (store.folder / STATISTICS_FILE).exists():
-        read_statistics(student.cache_location, identity, student.data.storage)
-        return
-    statistics = compute_statistics(student, teacher, dataset, device, progress)
-    _write(store.folder / STATISTICS_FILE, statistics, identity)
-
-
 def compute_statistics(
-    student: RunConfig,
     teacher: TeacherRun,
     dataset: PackedDataset,
+    view: AugmentationConfig,
+    batch: int,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
 ) -> TeacherStatistics:
-    """Stream the teacher over ``teacher.statistics_pages`` pages, evenly spread, in the evaluation view.
+    """Run the teacher over ``teacher.statistics_pages`` pages, evenly spread, in the evaluation view.
 
-    Raises DataError where these pages have too few regions for a covariance.
+    Args:
+        teacher: whose features are measured.
+        dataset: pages with ground truth.
+        view: canvas and page size.
+        batch: pages at a time.
+        device: of the teacher.
+        progress: called with (pages done, pages in total).
+
+    Raises:
+        DataError: if these pages have too few regions for a covariance.
     """
-    detector = teacher.detector(dataset.num_classes, device)
+    detector = teacher.load(dataset.num_classes, device)
     accumulator = StatisticsAccumulator(text_classes=torch.tensor(dataset.text_classes))
     stride = max(1, len(dataset) // teacher.settings.statistics_pages)
     samples = range(0, len(dataset), stride)
-    items = PageDataset(dataset, student.data.view, student.run.seed, views=-1)
+    pages = PageDataset(dataset, view, seed=0, views=EVALUATION_VIEW)
     done = 0
-    for batch in page_loader(items, FinitePassBatches(samples, student.run.eval_batch, 0, 1), workers=0):
-        signals = live_signals(detector, batch.to(device), teacher.settings.nodes)
-        accumulator.add(signals, labelled_nodes(batch, signals.valid))
-        done += len(batch)
+    for page_batch in page_loader(pages, FinitePassBatches(samples, batch, 0, 1), workers=0):
+        signals = live_signals(detector, page_batch.to(device), teacher.settings.nodes)
+        accumulator.add(signals, labelled_nodes(page_batch, signals.valid))
+        done += len(page_batch)
         if progress is not None:
             progress(done, len(samples))
     try:
@@ -79,15 +71,19 @@ def compute_statistics(
 
 
 def labelled_nodes(batch: PageBatch, valid: Tensor) -> Tensor:
-    """Which nodes are ground truth: the node policy puts those first. bool [B, N]."""
-    places = torch.arange(valid.shape[1], device=valid.device)
-    return (places < batch.counts.to(valid.device)[:, None]) & valid
+    """Mark nodes that are ground truth, which the node policy puts first: bool [B, N]."""
+    index = torch.arange(valid.shape[1], device=valid.device)
+    return (index < batch.counts.to(valid.device)[:, None]) & valid
 
 
 def read_statistics(
-    location: str | Path, identity: dict[str, str] | None = None, storage: StorageConfig | None = None
+    location: str | Path, identity: Identity | None = None, storage: StorageConfig | None = None
 ) -> TeacherStatistics:
-    """Load the artifact of a cache; raises CacheError where it is missing, damaged, or not of ``identity``."""
+    """Load the statistics stored with a cache.
+
+    Raises:
+        CacheError: if they are missing, damaged, or not of ``identity``.
+    """
     path = f"{location}/{STATISTICS_FILE}"
     try:
         content = open_store(location, storage).read(STATISTICS_FILE)
@@ -116,7 +112,8 @@ def _header(content: bytes) -> dict[str, Any]:
     return json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["graphkd"])
 
 
-def _write(path: Path, statistics: TeacherStatistics, identity: dict[str, str]) -> None:
+def write_statistics(folder: Path, statistics: TeacherStatistics, identity: Identity) -> None:
+    """Store statistics with their identity and a digest."""
     tensors = {name: getattr(statistics, name).contiguous() for name in TENSORS}
     header = {
         "identity": identity,
@@ -125,7 +122,7 @@ def _write(path: Path, statistics: TeacherStatistics, identity: dict[str, str]) 
         "thresholds": statistics.thresholds,
         "accuracy": statistics.accuracy,
     }
-    write_atomic(path, save(tensors, metadata={"graphkd": json.dumps(header)}))
+    write_atomic(folder / STATISTICS_FILE, save(tensors, metadata={"graphkd": json.dumps(header)}))
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

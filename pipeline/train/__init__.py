@@ -1,1 +1,1 @@
-"""One training loop for teachers, students alone and distilled students, and the engines that run it."""
+"""Training: one loop for teachers, students alone and distilled students, and the engines that run its workers."""

@@ -1,4 +1,4 @@
-"""The training loop: fetch, forward, loss, backward, clip, step, metrics. Everything else is around it."""
+"""The training loop: fetch, forward, loss, backward, clip, step, metrics."""
 
 from __future__ import annotations
 
@@ -29,75 +29,79 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Training:
-    """All that the loop needs, ready to run from ``first_step``."""
+class TrainingRun:
+    """Everything that the loop needs, ready to run from ``first_step``."""
 
     step: nn.Module
-    """Gives loss terms [B] from (batch, signals); wrapped for several ranks."""
+    """(batch, signals) -> loss terms [B]; wrapped in DDP for several ranks."""
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
-    average: WeightEma
+    ema: WeightEma
     schedule: ScheduleConfig
-    """Already scaled to its batch."""
+    """Scaled to its batch."""
     compute: ComputeConfig
     source: SignalSource
     metrics: Metrics
     world: World
     first_step: int
     after_step: Callable[[int, bool], bool]
-    """Called with (steps done, whether all ranks leave now); says whether the run ends here for good."""
+    """Called with (steps done, whether all ranks stop now). Returns whether the run has ended for good."""
     should_stop: Callable[[], bool]
-    """Asked after every step whether all ranks leave, before the schedule ends."""
+    """Called after every step: whether all ranks stop before the schedule ends."""
     seed: int
-    """Of the run; keys what networks draw from torch's own generator, such as dropped paths."""
-    name: Callable[[int], str]
-    """The key of a sample, for messages."""
+    """Seed of what networks draw from torch's global generator, such as stochastic depth."""
+    sample_key: Callable[[int], str]
+    """Key of a sample number, for messages."""
 
 
-def train(run: Training, batches: Iterable[tuple[PageBatch, Any]]) -> None:
-    """Run from ``first_step`` to the end of the schedule, over batches and what the source has read of each.
+def train(run: TrainingRun, batches: Iterable[tuple[PageBatch, Any]]) -> None:
+    """Train from ``first_step`` to the end of the schedule, over batches and their prefetched signals.
 
-    Raises TrainingError before the optimiser step that a loss or gradient that is not finite would have spoiled.
+    Raises:
+        TrainingError: before an optimizer step with a non-finite loss or gradient.
     """
     parameters = [parameter for parameter in run.step.parameters() if parameter.requires_grad]
-    for done, parts in enumerate(_grouped(_timed(batches, run.metrics), run.schedule.accumulate), run.first_step):
-        torch.manual_seed(sample_seed(run.seed, done, run.world.rank))  # a function of the step, so nothing to restore
+    for done, micro_batches in enumerate(
+        _grouped(_timed(batches, run.metrics), run.schedule.accumulate), run.first_step
+    ):
+        torch.manual_seed(sample_seed(run.seed, done, run.world.rank))  # by step, so that nothing needs restoring
         run.optimizer.zero_grad(set_to_none=True)
-        said = [_backward(run, *part, last=number == len(parts)) for number, part in enumerate(parts, start=1)]
+        last = len(micro_batches)
+        parts = [_backward(run, *part, last=number == last) for number, part in enumerate(micro_batches, start=1)]
         run.scaler.unscale_(run.optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, run.schedule.clip_norm or math.inf)
-        if is_nonfinite(norm, said, run.scaler, run.world):
+        if is_nonfinite(norm, parts, run.scaler, run.world):
             run.after_step(done, True)
-            raise nonfinite_error(done, said, run.name, run.world)
+            raise nonfinite_error(done, parts, run.sample_key, run.world)
         rate = learning_rate(run.schedule, done)
         set_learning_rate(run.optimizer, rate)
         run.scaler.step(run.optimizer)
         run.scaler.update()
-        run.average.update()
-        run.metrics.add([terms for _, terms in said], run.schedule.batch)
+        run.ema.update()
+        run.metrics.add([terms for _, terms in parts], run.schedule.batch)
         run.metrics.log(done + 1, rate, last=done + 1 == run.schedule.steps)
-        leaves = run.should_stop()
-        if run.after_step(done + 1, leaves) or leaves:
+        stops = run.should_stop()
+        if run.after_step(done + 1, stops) or stops:
             return
 
 
-def _backward(run: Training, batch: PageBatch, read: Any, *, last: bool) -> tuple[Tensor, Terms]:
-    """Add a part's gradients, which ranks average with the last one; gives its samples and loss terms."""
+def _backward(run: TrainingRun, batch: PageBatch, prefetched: Any, *, last: bool) -> tuple[Tensor, Terms]:
+    """Add a micro-batch's gradients, which ranks average with the last one. Return its samples and loss terms."""
     with run.step.no_sync() if not last and isinstance(run.step, DistributedDataParallel) else nullcontext():
         on_device = batch.to(run.world.device)
-        signals = run.source.signals(on_device, read)
+        signals = run.source.signals(on_device, prefetched)
         with autocast(run.compute, run.world.device):
             terms = run.step(on_device, signals)
         loss = global_mean(terms, run.schedule.batch, run.world)
-        # A loss that is not finite can have gradients that are; all ranks see it when they average them.
+        # A non-finite loss can have finite gradients; NaN makes all ranks see it when they average them.
         run.scaler.scale(loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)).backward()
     return batch.samples, terms
 
 
 def global_mean(terms: Terms, global_batch: int, world: World) -> Tensor:
-    """Sum of all terms over this rank's pages, over the global batch, times the ranks that DDP averages over.
+    """Sum of all terms over this rank's pages, divided by the global batch, times the ranks that DDP averages over.
 
-    Ranks with unequal shares of pages then weigh as they should.
+    This weighs pages equally on ranks with unequal shares.
     """
     return torch.stack([values.sum() for values in terms.values()]).sum() * world.size / global_batch
 

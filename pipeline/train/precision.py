@@ -1,4 +1,4 @@
-"""How the student is computed: precision, memory format, compilation, the moving average of its weights."""
+"""Precision, memory format and compilation of the student, and the moving average of its weights."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from graphkd.distill import TrainingStep
 from pipeline.config.schema import ComputeConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CUBLAS_WORKSPACE = ":4096:8"  # what cuBLAS needs to repeat itself, according to its manual
+CUBLAS_WORKSPACE = ":4096:8"  # needed for deterministic results, by cuBLAS's manual
 
 
 def configure_determinism(compute: ComputeConfig) -> None:
-    """Set what holds for this whole process; before a GPU is used."""
+    """Set process-wide determinism. Call before a GPU is used."""
     if compute.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
         torch.backends.cudnn.benchmark = False
@@ -26,7 +26,7 @@ def configure_determinism(compute: ComputeConfig) -> None:
 
 
 def apply_precision_and_compile(module: TrainingStep, compute: ComputeConfig) -> TrainingStep:
-    """Give ``module`` its memory format and have what has fixed shapes compiled; names of its tensors stay."""
+    """Apply the memory format, and compile the parts with fixed shapes. Names of tensors stay."""
     if compute.channels_last:
         module = module.to(memory_format=torch.channels_last)
     if compute.compile:
@@ -36,21 +36,21 @@ def apply_precision_and_compile(module: TrainingStep, compute: ComputeConfig) ->
 
 
 def autocast(compute: ComputeConfig, device: torch.device) -> torch.autocast:
-    """The context that the student's forward pass runs in."""
+    """Context of the student's forward pass."""
     return torch.autocast(device.type, DTYPES[compute.precision], enabled=compute.precision != "fp32")
 
 
 def grad_scaler(compute: ComputeConfig, device: torch.device) -> GradScaler:
-    """Scales the loss for fp16, whose small gradients would be 0; otherwise does nothing."""
+    """Loss scaler for fp16, whose small gradients would underflow. Disabled otherwise."""
     return GradScaler(device.type, enabled=compute.precision == "fp16")
 
 
 class WeightEma:
-    """The exponential moving average of a module's parameters; buffers are the newest.
+    """Exponential moving average of a module's parameters. Buffers are copied from the newest step.
 
     Args:
-        module: what is trained, before it is wrapped or compiled.
-        decay: what is kept of the average in each step, 0 to 1; with 0 there is none.
+        module: trained module, before it is wrapped or compiled.
+        decay: share of the average kept in each step, 0 to 1; 0 disables.
     """
 
     def __init__(self, module: TrainingStep, decay: float) -> None:
@@ -59,22 +59,22 @@ class WeightEma:
 
     @property
     def module(self) -> nn.Module | None:
-        """The module with averaged weights, where there is one."""
+        """Module with averaged weights; None if disabled."""
         return None if self._averaged is None else self._averaged.module
 
     @property
     def detector(self) -> DetectorModule:
-        """What the run is judged by: the averaged detector where there is one."""
+        """Detector to evaluate: the averaged one if enabled."""
         step = self._module if self._averaged is None else self._averaged.module
         assert isinstance(step, TrainingStep)
         return step.detector
 
     def update(self) -> None:
-        """Take in the weights after a step; the first ones are taken as they are."""
+        """Include the weights after a step; the first ones are copied."""
         if self._averaged is not None:
             self._averaged.update_parameters(self._module)
 
     def resume(self, step: int) -> None:
-        """Go on after ``step`` steps, whose average :attr:`module` holds."""
+        """Continue after ``step`` steps, whose average :attr:`module` holds."""
         if self._averaged is not None:
             self._averaged.n_averaged.fill_(step)

@@ -1,4 +1,4 @@
-"""Optimisers, and the learning rate as a pure function of the step."""
+"""Optimizers, and the learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ONE_CYCLE_END = 1e-4  # last rate over the peak
 
 
 def build_optimizer(module: nn.Module, schedule: ScheduleConfig) -> torch.optim.Optimizer:
-    """The optimiser of ``schedule`` over what requires a gradient; norms and biases are not decayed."""
+    """Optimizer of ``schedule`` over all parameters with gradients; norms and biases have no weight decay."""
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": schedule.weight_decay},
@@ -27,7 +27,7 @@ def build_optimizer(module: nn.Module, schedule: ScheduleConfig) -> torch.optim.
 
 
 def learning_rate(schedule: ScheduleConfig, step: int) -> float:
-    """The rate of optimiser step ``step`` (0-based) of a scaled schedule."""
+    """Learning rate of optimizer step ``step`` (0-based) of a scaled schedule."""
     if schedule.policy == "one_cycle":
         return schedule.lr * _one_cycle(step, schedule.steps)
     warmup = min(1.0, (step + 1) / schedule.warmup_steps) if schedule.warmup_steps else 1.0
@@ -51,6 +51,6 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group ``rate``."""
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = rate

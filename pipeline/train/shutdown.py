@@ -1,7 +1,7 @@
 """Stopping between two steps when a scheduler asks for it: all ranks at the same step, with a checkpoint.
 
-A signal reaches one process, maybe not all; its number is therefore passed to all ranks beside each step and looked at
-after the next, so that nobody waits for it. Ray's workers get no signals: their driver leaves a file in the run folder.
+A signal may reach only one process. Its number is therefore reduced over all ranks beside each step and checked after
+the next one, so that nobody waits for it. Ray workers receive no signals: their driver writes a file in the run folder.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ import torch.distributed as dist
 
 from pipeline.core.distributed import World
 from pipeline.core.errors import StoppedError
+from pipeline.core.run_paths import STOP_REQUEST
 
-STOP_FILE = ".stop"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 
 class StopSignal:
-    """Whether this run is to end early, agreed on by all ranks."""
+    """A signal to stop training early, agreed on by all ranks."""
 
     def __init__(self, folder: Path, world: World) -> None:
         self.world = world
         self.signal = 0
-        """The signal that all ranks agreed to leave for; 0 while there is none."""
-        self._file = folder / STOP_FILE
+        """Number of the signal that all ranks agreed on; 0 while there is none."""
+        self._file = folder / STOP_REQUEST
         self._received = 0
         self._largest = torch.zeros(1, dtype=torch.int64)
         self._pending: dist.Work | None = None
 
     def receive(self, number: int, _: FrameType | None = None) -> None:
-        """Handle a signal: leave after the next steps."""
+        """Signal handler: stop after the next steps."""
         self._received = number
 
     def should_stop(self) -> bool:
-        """Called once after every step: whether all ranks leave now; what comes in counts one step later."""
-        own = self._received or (_left_in(self._file) if self.world.is_main else 0)
+        """Whether all ranks stop now. Called once after every step; a new signal counts one step later."""
+        own = self._received or (_requested(self._file) if self.world.is_main else 0)
         if self.world.size == 1:
             self.signal = int(own)
             return bool(own)
@@ -51,14 +51,14 @@ class StopSignal:
         return bool(self.signal)
 
     def close(self) -> None:
-        """Finish what was begun beside the last step."""
+        """Wait for the reduction of the last step."""
         if self._pending is not None:
             self._pending.wait()
             self.signal, self._pending = int(self._largest), None
 
 
-def _left_in(path: Path) -> int:
-    """The signal that a driver left for its workers, or 0."""
+def _requested(path: Path) -> int:
+    """Signal number that a driver left for its workers, or 0."""
     if not path.exists():
         return 0
     text = path.read_text()
@@ -66,14 +66,14 @@ def _left_in(path: Path) -> int:
 
 
 def stopped_error(number: int) -> StoppedError:
-    """The error of a run that left early because of a signal."""
+    """Error of a run that a signal stopped."""
     name = signal.Signals(number).name
-    return StoppedError(f"stopped by {name} after a checkpoint; the same command goes on from there", number)
+    return StoppedError(f"stopped by {name} after a checkpoint; rerun the same command to resume", number)
 
 
 @contextmanager
 def handle_signals(handler: signal.Handlers | object) -> Iterator[None]:
-    """Have SIGTERM and SIGUSR2 handled; outside of the main thread, where Python hears none, do nothing."""
+    """Handle SIGTERM and SIGUSR2. Does nothing outside the main thread, where Python receives no signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -86,9 +86,9 @@ def handle_signals(handler: signal.Handlers | object) -> Iterator[None]:
 
 
 @contextmanager
-def stop_file(folder: Path) -> Iterator[list[int]]:
-    """In a driver whose workers run elsewhere: a signal becomes a file that their leader sees; yields what came."""
-    path, received = folder / STOP_FILE, list[int]()
+def forward_signals_to_workers(folder: Path) -> Iterator[list[int]]:
+    """In a driver: write received signals to a file that rank 0 reads. Yields the list of received signals."""
+    path, received = folder / STOP_REQUEST, list[int]()
     path.unlink(missing_ok=True)
 
     def receive(number: int, _: FrameType | None) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.amp.grad_scaler import GradScaler
 
 from graphkd.distill import TrainingStep
-from pipeline.config import RunConfig
 from pipeline.core.errors import CheckpointError
-from pipeline.data.format.dataset import PackedDataset
-from pipeline.data.loading.state import DataState, load_data_state
-from pipeline.models import CHECKPOINTS
+from pipeline.data.loading.resume_state import DataState, load_data_state
 from pipeline.runs.checkpoint import (
     AVERAGE,
     MODEL,
@@ -29,55 +27,52 @@ from pipeline.train.precision import WeightEma
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingState:
-    """Weights, their average, optimiser and scaler; the data is a position, and random numbers are keyed by step."""
+    """Weights, EMA, optimizer and scaler. The data is a position, and random numbers are keyed by step."""
 
-    config: RunConfig
-    dataset: PackedDataset
+    data: DataState
+    """Dataset, seed and batch, at position 0."""
     module: TrainingStep
-    average: WeightEma
+    ema: WeightEma
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
 
-    def restore(self) -> Checkpoint | None:
-        """Take on the newest whole checkpoint of the run; None without one.
+    def restore(self, checkpoints: Path) -> Checkpoint | None:
+        """Restore the newest complete checkpoint below ``checkpoints``; None if there is none.
 
-        Raises CheckpointError where it belongs to another order of samples, architecture or optimiser.
+        Raises:
+            CheckpointError: if it belongs to another order of samples, architecture or optimizer.
         """
-        checkpoint = newest_checkpoint(self.config.folder / CHECKPOINTS)
+        checkpoint = newest_checkpoint(checkpoints)
         if checkpoint is None:
             return None
         state = load_data_state(checkpoint.state.get("data"), checkpoint.step, str(checkpoint.folder))
-        state.check_same_order(self._position(checkpoint.step), str(checkpoint.folder))
+        state.check_same_order(self.data, str(checkpoint.folder))
         restore_module(self.module, load_weights(checkpoint.folder / MODEL), checkpoint.folder)
         restore_optimizer(self.optimizer, checkpoint)
-        self._restore_average(checkpoint)
+        self._restore_ema(checkpoint)
         if self.scaler.is_enabled() and checkpoint.state.get("scaler"):
             self.scaler.load_state_dict(checkpoint.state["scaler"])
         return checkpoint
 
-    def _restore_average(self, checkpoint: Checkpoint) -> None:
-        if self.average.module is None:
+    def _restore_ema(self, checkpoint: Checkpoint) -> None:
+        if self.ema.module is None:
             return
         path = checkpoint.folder / AVERAGE
         if path != checkpoint.weights:
             raise CheckpointError(
                 f"{checkpoint.folder} holds no moving average, but schedule.ema asks for one; set it to 0"
             )
-        restore_module(self.average.module, load_weights(path), checkpoint.folder)
-        self.average.resume(checkpoint.step)
+        restore_module(self.ema.module, load_weights(path), checkpoint.folder)
+        self.ema.resume(checkpoint.step)
 
     def snapshot(self, done: int, metrics: Metrics, best: int | None) -> Snapshot | None:
-        """A copy of everything after ``done`` steps, on the leading rank only; a collective."""
+        """Copy everything after ``done`` steps, on rank 0 only. A collective."""
         state = {
-            "data": self._position(done).model_dump(),
+            "data": self.data.model_copy(update={"position": done * self.data.batch}).model_dump(),
             "metrics": metrics.state_dict(),
             "scaler": self.scaler.state_dict(),
             "best_step": best,
         }
         if not metrics.world.is_main:
             return None
-        return take_snapshot(done, self.module, self.optimizer, state, self.average.module)
-
-    def _position(self, step: int) -> DataState:
-        batch = self.config.schedule.batch
-        return DataState(dataset=self.dataset.identity, seed=self.config.run.seed, batch=batch, position=step * batch)
+        return take_snapshot(done, self.module, self.optimizer, state, self.ema.module)

@@ -147,7 +147,7 @@ def _safetensors(path: Path) -> Any:
 
 def job_files(folder: Path) -> dict[str, Any]:
     """The keys of what jobs leave in a run folder: specification, record of submissions, record of starts."""
-    from cluster.jobs import JobRecord, record_job
+    from cluster.records import JobRecord, record_job
     from cluster.site import load_site
     from cluster.slurm.plan import training_job
     from cluster.slurm.restart_budget import RestartBudget
@@ -167,7 +167,7 @@ def job_files(folder: Path) -> dict[str, Any]:
         "site": "",
     }
     record_job(folder, JobRecord.model_validate(record))
-    starts = RestartBudget(folder, SlurmEnv(job="7", restart=0, node=0, nodes=1, name="node"))
+    starts = RestartBudget(folder, SlurmEnv(job="7", restart=0, node=0, nodes=1, name="node"), site)
     starts.record_start()
     starts.record_end("failed", "a reason")
     return keys_below(folder)

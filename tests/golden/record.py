@@ -106,15 +106,13 @@ def _interrupt_quickstart(out: Path) -> None:
 def identities() -> dict[str, Any]:
     """The dataset's identity and those of the cache, by name, computed anew from the stored files."""
     from pipeline.config import load_config
-    from pipeline.data.format.dataset import PackedDataset
-    from pipeline.teacher.identity import cache_identity, open_teacher, statistics_identity
+    from pipeline.context import RunContext
 
-    student, dataset = load_config(Path("runs/student/config.yaml")), PackedDataset("data")
-    teacher = open_teacher(student)
+    context = RunContext(load_config(Path("runs/student/config.yaml")))
     return {
-        "dataset": dataset.identity,
-        "cache": cache_identity(student, teacher, dataset),
-        "statistics": statistics_identity(student, teacher, dataset),
+        "dataset": context.dataset.identity,
+        "cache": context.cache_identity,
+        "statistics": context.statistics_identity,
     }
 
 

@@ -46,8 +46,8 @@ def batch() -> PageBatch:
         counts=torch.tensor([3, 0]),
         samples=torch.tensor([0, 1]),
         seeds=torch.tensor([0, 1]),
-        view_numbers=torch.tensor([0, 0]),
-        views=torch.ones(2, 4),
+        view_index=torch.tensor([0, 0]),
+        affine=torch.ones(2, 4),
         replaced_sample=torch.full((2,), -1),
     )
 

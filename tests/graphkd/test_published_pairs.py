@@ -51,8 +51,8 @@ def one_page() -> PageBatch:
         counts=torch.tensor([3]),
         samples=torch.tensor([0]),
         seeds=torch.tensor([0]),
-        view_numbers=torch.tensor([0]),
-        views=torch.ones(1, 4),
+        view_index=torch.tensor([0]),
+        affine=torch.ones(1, 4),
         replaced_sample=torch.full((1,), -1),
     )
 

@@ -9,6 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from graphkd.detectors import DetectorModule
 from graphkd.errors import WeightsError
 from pipeline.config import RunConfig, resolve
 from pipeline.core.errors import CheckpointError
@@ -21,11 +22,15 @@ def config(folder: Path, weights: Path, backbone: str = "resnet18") -> RunConfig
     return resolve(small_run(folder, folder, "run", detector=detector), "test")
 
 
+def detector_of(config: RunConfig) -> DetectorModule:
+    return new_detector(config.detector, 3, config.data.view.canvas, config.run.seed)
+
+
 def test_backbone_weights_load_from_a_file(tmp_path: Path) -> None:
     torch.manual_seed(3)
     backbone = timm.create_model("resnet18", pretrained=False)
     save_file(backbone.state_dict(), tmp_path / "r18.safetensors")
-    detector = new_detector(config(tmp_path, tmp_path / "r18.safetensors"), 3)
+    detector = detector_of(config(tmp_path, tmp_path / "r18.safetensors"))
     loaded = detector.state_dict()["model.backbone.body.layer4.1.conv2.weight"]
     assert torch.equal(loaded, backbone.state_dict()["layer4.1.conv2.weight"])
 
@@ -33,13 +38,13 @@ def test_backbone_weights_load_from_a_file(tmp_path: Path) -> None:
 def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
     save_file(timm.create_model("resnet18", pretrained=False).state_dict(), tmp_path / "r18.safetensors")
     with pytest.raises(WeightsError, match="tensors of backbone 'mobilenetv3_small_100' are in the weights file"):
-        new_detector(config(tmp_path, tmp_path / "r18.safetensors", "mobilenetv3_small_100"), 3)
+        detector_of(config(tmp_path, tmp_path / "r18.safetensors", "mobilenetv3_small_100"))
 
 
 def test_first_weights_are_keyed_by_the_seed(tmp_path: Path) -> None:
     plain = resolve(small_run(tmp_path, tmp_path, "run"), "test")
     other = resolve(small_run(tmp_path, tmp_path, "run", run={"seed": 1}), "test")
-    first, again, second = (new_detector(each, 3).state_dict() for each in (plain, plain, other))
+    first, again, second = (detector_of(each).state_dict() for each in (plain, plain, other))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], second[name]) for name in first)
 

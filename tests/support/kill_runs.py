@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.config import RunConfig, resolve
+from pipeline.context import RunContext
 from pipeline.runs.checkpoint import load_weights, newest_checkpoint
 from pipeline.runs.ledger import read_ledger
 from pipeline.runs.metrics import read_metrics
@@ -54,7 +55,7 @@ def same(first: Any, second: Any) -> bool:
 
 def check(config: RunConfig, expected: Outcome) -> None:
     """Train to the end: everything is that of the run that was not killed, and nothing else is left behind."""
-    train_run(config)
+    train_run(RunContext(config))
     assert same(outcome(config), expected)
     left = [path.name for path in (config.folder / "checkpoints").iterdir()]
     assert sorted(left) == [f"step-{step:08d}" for step in (STEPS - 2, STEPS)]

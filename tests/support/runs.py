@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.cache.build import build_cache, local_builders
 from pipeline.cache.format import CacheJson
 from pipeline.config import RunConfig
+from pipeline.context import RunContext
+from pipeline.core.distributed import local_world
+from pipeline.train.engines.local import run_local
 
 SMALL_DETECTOR: dict[str, Any] = {
     "backbone": "resnet18",
@@ -56,6 +57,12 @@ def small_run(folder: Path, packed: Path, name: str, **changes: Any) -> dict[str
     return content
 
 
+def train_here(config: RunConfig) -> None:
+    """Run the training workers alone, without preparing or evaluating: this process is one of torchrun's ranks."""
+    with local_world(config.engine.device) as world:
+        run_local(RunContext(config), world)
+
+
 def build_here(config: RunConfig) -> CacheJson:
     """Build a student's cache in this process."""
-    return build_cache(config, local_builders(config, torch.device("cpu")))
+    return build_cache(RunContext(config), local_builders(RunContext(config)))

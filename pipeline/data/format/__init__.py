@@ -1,0 +1,1 @@
+"""The dataset on disk: ``dataset.json``, webdataset tars and their Arrow indexes."""

@@ -1,4 +1,4 @@
-"""A packed dataset: random access to its samples through the Arrow indexes, wherever it lies."""
+"""Random access to the samples of a packed dataset through its Arrow indexes, local or remote."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.core.errors import DataError
+from pipeline.data.format.images import DECODING_ERRORS
 from pipeline.data.format.index import IndexRow, ShardIndex, open_index, parse_index
 from pipeline.data.format.schema import DATASET_FILE, DatasetJson, index_path, parse_dataset_json, read_dataset_json
-from pipeline.data.loading.augmentation import DECODING_ERRORS
 from pipeline.data.storage.base import ByteRange, FileInfo, StorageConfig
 from pipeline.data.storage.local import LocalStore
 from pipeline.data.storage.open import open_store
 
-MAX_OPEN_INDEXES = 256  # per process; a rank reads 64 or so shards side by side
+MAX_OPEN_INDEXES = 256  # per process; a rank reads about 64 shards at a time
 
 
 class BadSampleError(DataError):
-    """One sample cannot be used; another may be shown in its stead where the run allows it."""
+    """One sample cannot be used. The run may substitute another."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample(IndexRow):
-    """What is known of one sample before its image is read: its row in the index, and what the dataset makes of it."""
+    """A sample without its image: its row in the index, its shard and its classes."""
 
     shard: str
     classes: NDArray[np.int64]
@@ -44,24 +44,25 @@ class Sample(IndexRow):
 
 
 class PackedDataset:
-    """A dataset opened for reading; cheap to send to another process, which opens its own files.
+    """A dataset opened for reading. Pickled by location: another process opens its own files.
 
     Args:
-        location: folder, or URL of one (http, https, s3, gs).
+        location: folder, or URL (http, https, s3, gs).
         storage: how a remote one is read.
 
-    Raises DataError where there is no dataset or its index does not fit its shards.
+    Raises:
+        DataError: if there is no dataset, or an index does not match its shard.
     """
 
     def __init__(self, location: str | Path, storage: StorageConfig | None = None) -> None:
         self.location = location
         self.storage = storage
         self.store = open_store(location, storage)
-        self.description = self._describe()
+        self.description = self._read_description()
         self.store.register({shard.name: FileInfo(shard.bytes, shard.sha256) for shard in self.description.shards})
         self.shard_sizes = tuple(shard.samples for shard in self.description.shards)
         self._starts = [0, *accumulate(self.shard_sizes)]
-        self._class_of = {category.id: place for place, category in enumerate(self.description.categories)}
+        self._class_of = {category.id: index for index, category in enumerate(self.description.categories)}
         self._indexes: LRUCache[Any, ShardIndex] = LRUCache(MAX_OPEN_INDEXES)
         self._guard = Lock()
 
@@ -91,14 +92,14 @@ class PackedDataset:
         """Which classes are text, in class order."""
         return [category.text for category in self.description.categories]
 
-    def locate(self, sample: int) -> tuple[int, int]:
-        """(shard, row) of a sample number."""
-        shard = bisect_right(self._starts, sample) - 1
-        return shard, sample - self._starts[shard]
+    def locate(self, index: int) -> tuple[int, int]:
+        """(shard, row) of sample number ``index``."""
+        shard = bisect_right(self._starts, index) - 1
+        return shard, index - self._starts[shard]
 
-    def sample(self, sample: int) -> Sample:
-        """The index entry of a sample."""
-        shard, number = self.locate(sample)
+    def sample(self, index: int) -> Sample:
+        """Sample number ``index``, without its image."""
+        shard, number = self.locate(index)
         row = self._index(shard).row(number)
         return Sample(
             **{name: getattr(row, name) for name in IndexRow.__slots__},
@@ -106,31 +107,35 @@ class PackedDataset:
             classes=np.array([self._class(category, row.key) for category in row.category_ids], dtype=np.int64),
         )
 
-    def images(self, records: Sequence[Sample]) -> list[bytes]:
-        """The files of several images, fetched side by side where they are far away."""
+    def read_images(self, samples: Sequence[Sample]) -> list[bytes]:
+        """Read the image files of several samples, concurrently from remote storage."""
         return self.store.read_ranges(
-            [ByteRange(name=sample.shard, start=sample.image_offset, size=sample.image_bytes) for sample in records]
+            [ByteRange(name=sample.shard, start=sample.image_offset, size=sample.image_bytes) for sample in samples]
         )
 
     def image(self, sample: Sample) -> Image.Image:
-        """Open the image of a sample; pixels are decoded when used. Raises BadSampleError naming shard and key."""
-        return self.open_image(self.images([sample])[0], sample)
+        """Open the image of a sample; pixels are decoded at first use.
+
+        Raises:
+            BadSampleError: naming shard and key.
+        """
+        return self.open_image(self.read_images([sample])[0], sample)
 
     def open_image(self, content: bytes, sample: Sample) -> Image.Image:
-        """Open an image that was read; raises BadSampleError naming shard and key."""
+        """Open an image file that was read. Raises BadSampleError naming shard and key."""
         try:
             return Image.open(io.BytesIO(content))
         except DECODING_ERRORS as error:
             raise self.bad_sample_error(sample, error) from error
 
     def bad_sample_error(self, sample: Sample, error: BaseException | str) -> BadSampleError:
-        """The error of a sample whose image does not decode."""
+        """Error of a sample whose image cannot be decoded."""
         return BadSampleError(
-            f"{self.store.location}/{sample.shard}: the image of {sample.key!r} cannot be read ({error}); take it out "
-            "with `graphkd data verify --exclude`, or allow some with data.bad_samples"
+            f"{self.store.location}/{sample.shard}: the image of {sample.key!r} cannot be read ({error}); exclude it "
+            "with `graphkd data verify --exclude`, or tolerate some with data.bad_samples"
         )
 
-    def _describe(self) -> DatasetJson:
+    def _read_description(self) -> DatasetJson:
         if isinstance(self.store, LocalStore):
             return read_dataset_json(self.store.folder)
         return parse_dataset_json(self.store.read(DATASET_FILE), f"{self.store.location}/{DATASET_FILE}")
@@ -148,7 +153,7 @@ class PackedDataset:
         if len(index) != self.shard_sizes[shard]:
             name = self.description.shards[shard].name
             raise DataError(
-                f"the index of {self.store.location}/{name} has {len(index)} samples, but dataset.json says "
+                f"the index of {self.store.location}/{name} has {len(index)} samples, but dataset.json has "
                 f"{self.shard_sizes[shard]}; run `graphkd data index {self.store.location}`"
             )
         return index

@@ -1,4 +1,4 @@
-"""Arrow indexes of webdataset tars: where each sample lies, so that a reader seeks instead of skipping."""
+"""Arrow indexes of webdataset tars: where each sample is, so that readers seek to it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from pipeline.core.files import atomic_path
 from pipeline.data.format.schema import IMAGE_EXTENSIONS, INDEX_SCHEMA, SampleJson, index_path
 
 SampleFiles = dict[str, list[tarfile.TarInfo]]
+"""Members of one sample by extension; more than one of an extension are duplicates."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexRow:
-    """What the index says of one sample."""
+    """A sample's row in the index."""
 
     key: str
     image_id: int
@@ -42,7 +43,7 @@ class IndexRow:
 
 
 class ShardIndex:
-    """The index of one tar in columns, from which rows are cut without copying them."""
+    """Index of one tar, in columns from which rows are sliced without copies."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
@@ -56,7 +57,7 @@ class ShardIndex:
         return int(self.table.num_rows)
 
     def row(self, number: int) -> IndexRow:
-        """Row ``number`` of 0 to len - 1."""
+        """Row ``number``, 0 to len - 1."""
         numbers = {name: int(values[number]) for name, values in self._numbers.items()}
         return IndexRow(
             key=self._columns["key"][number].as_py(),
@@ -84,9 +85,11 @@ class ShardIndex:
 
 
 def build_index(shard: Path, excluded: Collection[str] = ()) -> ShardIndex:
-    """Scan a tar once and write its index beside it, without the samples whose keys are ``excluded``.
+    """Scan a tar and write its index beside it, without samples whose keys are ``excluded``.
 
-    Raises DataError naming the tar and the sample at fault, OutputError where the index cannot be written.
+    Raises:
+        DataError: naming the tar and the sample at fault.
+        OutputError: if the index cannot be written.
     """
     table = scan_tar(shard, excluded)
     with (
@@ -99,18 +102,22 @@ def build_index(shard: Path, excluded: Collection[str] = ()) -> ShardIndex:
 
 
 def open_index(shard: Path, excluded: Collection[str] = ()) -> ShardIndex:
-    """Memory-map the index of a tar, building it first where it is missing."""
+    """Memory-map the index of a tar, building it first if it is missing."""
     path = index_path(shard)
     if not path.exists():
         try:
             return build_index(shard, excluded)
-        except OutputError:  # a folder that only others may write to can still be read
+        except OutputError:  # a read-only folder can still be read
             return ShardIndex(scan_tar(shard, excluded))
     return parse_index(pa.memory_map(str(path)), str(path))
 
 
 def parse_index(source: Any, path: str) -> ShardIndex:
-    """Read an index from an Arrow source; raises DataError where it is damaged or made by another release."""
+    """Read an index from an Arrow source.
+
+    Raises:
+        DataError: if it is damaged or was made by another release.
+    """
     try:
         table = pa.ipc.open_file(source).read_all()
     except pa.ArrowInvalid as error:
@@ -121,17 +128,17 @@ def parse_index(source: Any, path: str) -> ShardIndex:
 
 
 def scan_tar(shard: Path, excluded: Collection[str] = ()) -> pa.Table:
-    """The index of a tar as a table, rows in the order in which its keys first come."""
+    """Index of a tar as a table, rows in the order in which keys first appear."""
     try:
         with tarfile.open(shard, "r:") as tar:
-            rows = [_row(tar, shard, key, parts) for key, parts in group_samples(tar).items() if key not in excluded]
+            rows = [_row(tar, shard, key, files) for key, files in group_samples(tar).items() if key not in excluded]
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"{shard} is not a readable tar ({error}); copy or pack it again") from error
     return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
 
 
 def group_samples(tar: tarfile.TarFile) -> dict[str, SampleFiles]:
-    """Members of an open tar by sample key, then by extension; several of one extension are duplicates."""
+    """Members of an open tar by sample key, then by extension."""
     from webdataset.tariterators import base_plus_ext  # slow to import, and only indexing needs it
 
     samples: dict[str, SampleFiles] = {}
@@ -142,13 +149,13 @@ def group_samples(tar: tarfile.TarFile) -> dict[str, SampleFiles]:
     return samples
 
 
-def find_image(parts: SampleFiles) -> tuple[str, tarfile.TarInfo] | None:
-    """Extension and member of a sample's image, or None where it has none."""
-    return next(((extension, parts[extension][0]) for extension in IMAGE_EXTENSIONS if extension in parts), None)
+def find_image(files: SampleFiles) -> tuple[str, tarfile.TarInfo] | None:
+    """Extension and member of a sample's image, or None."""
+    return next(((extension, files[extension][0]) for extension in IMAGE_EXTENSIONS if extension in files), None)
 
 
 def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """The bytes of a member; raises EOFError where the tar ends within it."""
+    """Bytes of a member. Raises EOFError if the tar ends within it."""
     file = tar.extractfile(member)
     assert file is not None
     content = file.read()
@@ -158,7 +165,7 @@ def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def parse_sample(content: bytes) -> SampleJson:
-    """Check a sample's json; raises ValueError with the first mistake in one line."""
+    """Parse a sample's json. Raises ValueError with the first mistake in one line."""
     try:
         return SampleJson.model_validate(json.loads(content))
     except ValidationError as error:
@@ -173,14 +180,14 @@ def sample_digest(image: bytes, annotation: bytes) -> bytes:
     return digest.digest()
 
 
-def _row(tar: tarfile.TarFile, shard: Path, key: str, parts: SampleFiles) -> dict[str, Any]:
-    doubled = next((members[0].name for members in parts.values() if len(members) > 1), None)
-    if doubled is not None:
-        raise DataError(f"{shard} holds {doubled!r} twice; keys must be unique within a tar")
-    found = find_image(parts)
-    if found is None or "json" not in parts:
-        raise DataError(f"{shard}: sample {key!r} has {sorted(parts)}, but needs an image and a json; pack it again")
-    image, annotation = found[1], read_member(tar, parts["json"][0])
+def _row(tar: tarfile.TarFile, shard: Path, key: str, files: SampleFiles) -> dict[str, Any]:
+    duplicate = next((members[0].name for members in files.values() if len(members) > 1), None)
+    if duplicate is not None:
+        raise DataError(f"{shard} holds {duplicate!r} twice; keys must be unique within a tar")
+    found = find_image(files)
+    if found is None or "json" not in files:
+        raise DataError(f"{shard}: sample {key!r} has {sorted(files)}, but needs an image and a json; pack it again")
+    image, annotation = found[1], read_member(tar, files["json"][0])
     try:
         sample = parse_sample(annotation)
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""The dataset on disk: ``dataset.json`` beside plain webdataset tars and one Arrow index per tar.
+"""The dataset on disk: ``dataset.json``, plain webdataset tars, and one Arrow index per tar.
 
-A sample in a tar is ``<key>.jpg`` or ``<key>.png`` and ``<key>.json`` (:class:`SampleJson`).
+A sample in a tar is ``<key>.jpg`` or ``<key>.png`` with ``<key>.json`` (:class:`SampleJson`).
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
 
 INDEX_SCHEMA = pa.schema(
     [
-        pa.field("key", pa.string()),  # the sample's name in its tar
+        pa.field("key", pa.string()),  # of the sample in its tar
         pa.field("image_offset", pa.int64()),  # first byte of the image in the tar
         pa.field("image_bytes", pa.int64()),
-        pa.field("image_id", pa.int64()),  # the COCO image id
+        pa.field("image_id", pa.int64()),  # COCO image id
         pa.field("file_name", pa.string()),
         pa.field("width", pa.int32()),  # image px
         pa.field("height", pa.int32()),
-        pa.field("boxes", pa.list_(pa.float32())),  # x, y, width, height of one region after the other, image px
+        pa.field("boxes", pa.list_(pa.float32())),  # x, y, width, height of each region, flattened, image px
         pa.field("category_ids", pa.list_(pa.int64())),  # the dataset's own ids
         pa.field("iscrowd", pa.list_(pa.int8())),
-        pa.field("digest", pa.binary(32)),  # SHA-256 of the image's bytes, then the json's
+        pa.field("digest", pa.binary(32)),  # SHA-256 of the image's bytes followed by the json's
     ]
 )
 
 
 class SampleJson(BaseModel):
-    """The annotation of one sample in a tar; boxes are x, y, width, height in image px."""
+    """Annotation of one sample in a tar. Boxes are x, y, width, height in image px."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -60,15 +60,15 @@ class SampleJson(BaseModel):
 
 
 class DatasetCategory(BaseModel):
-    """A class; its place in the list is the 0-based class of every detector."""
+    """A class. Its position in the list is the 0-based class of every detector."""
 
     model_config = ConfigDict(frozen=True)
 
     id: int
-    """The id in COCO files."""
+    """Category id in COCO files."""
     name: str
     text: bool
-    """Whether its regions are text, for the graph's two categories."""
+    """Whether its regions are text."""
 
 
 class Shard(BaseModel):
@@ -77,17 +77,17 @@ class Shard(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+\.tar$")
-    """File name beside ``dataset.json``; no folders, so that a dataset never reaches outside its own."""
+    """File name beside ``dataset.json``, without folders, so that a dataset never reaches outside its own."""
     samples: int = Field(ge=1)
-    """Samples in use: those in the tar less those excluded."""
+    """Samples in use: those in the tar minus those excluded."""
     bytes: int = Field(ge=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     excluded: tuple[str, ...] = ()
-    """Keys of samples that are no part of the dataset, such as those that ``graphkd data verify`` found bad."""
+    """Keys of samples that are no part of the dataset, such as bad ones found by ``graphkd data verify``."""
 
 
 class DatasetJson(BaseModel):
-    """The content of ``dataset.json``."""
+    """Content of ``dataset.json``."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -95,7 +95,7 @@ class DatasetJson(BaseModel):
     categories: list[DatasetCategory] = Field(min_length=1)
     shards: list[Shard] = Field(min_length=1)
     source: str = ""
-    """Fingerprint of what was packed, so that packing again knows what is done."""
+    """Fingerprint of what was packed, by which packing again recognises its own result."""
 
     @property
     def samples(self) -> int:
@@ -103,8 +103,8 @@ class DatasetJson(BaseModel):
         return sum(shard.samples for shard in self.shards)
 
     def identity(self) -> str:
-        """Fingerprint of everything a sample or its number depends on."""
-        # Lines instead of a dump: with 100,000 shards that is a tenth of the time to a first batch.
+        """Fingerprint of everything that a sample or its number depends on."""
+        # Text lines instead of dumped models: a tenth of the time to a first batch with 100,000 shards.
         lines = [fingerprint([self.version, [category.model_dump() for category in self.categories]])]
         lines += [
             f"{shard.name} {shard.samples} {shard.bytes} {shard.sha256} {' '.join(shard.excluded)}"
@@ -114,12 +114,16 @@ class DatasetJson(BaseModel):
 
 
 def read_dataset_json(folder: Path) -> DatasetJson:
-    """Read ``dataset.json`` of ``folder``; raises DataError where it is missing, malformed, or of a newer version."""
+    """Read ``dataset.json`` of ``folder``.
+
+    Raises:
+        DataError: if it is missing, malformed, or of another version.
+    """
     path = folder / DATASET_FILE
     if not path.exists():
         raise DataError(
             f"{folder} is no dataset: {DATASET_FILE} is missing; make one with `graphkd data pack`, or "
-            "`graphkd data index` where tars made elsewhere lie"
+            "`graphkd data index` for existing tars"
         )
     try:
         return parse_dataset_json(path.read_bytes(), str(path))
@@ -128,19 +132,23 @@ def read_dataset_json(folder: Path) -> DatasetJson:
 
 
 def parse_dataset_json(text: bytes, path: str) -> DatasetJson:
-    """Check the content of a ``dataset.json``; raises DataError where it is malformed or of another version."""
+    """Parse and check the content of a ``dataset.json``.
+
+    Raises:
+        DataError: if it is malformed or of another version.
+    """
     try:
-        dataset = DatasetJson.model_validate_json(text)  # twice as fast as by way of dicts, for 100,000 shards
+        dataset = DatasetJson.model_validate_json(text)  # twice as fast as through dicts, for 100,000 shards
     except ValidationError as error:
-        _require_version(text, path)
+        _check_version(text, path)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the top"
         raise DataError(f"{path} is malformed at {where}: {first['msg']}; pack the dataset again") from error
-    _require_version(text, path, dataset.version)
+    _check_version(text, path, dataset.version)
     return dataset
 
 
-def _require_version(text: bytes, path: str, version: int | None = None) -> None:
+def _check_version(text: bytes, path: str, version: int | None = None) -> None:
     try:
         found = json.loads(text).get("version") if version is None else version
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
@@ -152,5 +160,5 @@ def _require_version(text: bytes, path: str, version: int | None = None) -> None
 
 
 def index_path(shard: Path) -> Path:
-    """Where the index of a tar lies: beside it."""
+    """Path of a tar's index, beside it."""
     return shard.with_suffix(".index.arrow")

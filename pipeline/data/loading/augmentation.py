@@ -1,6 +1,6 @@
-"""Views of a page: how it is cropped, resized, mirrored and made noisy onto the fixed canvas.
+"""Augmentation of a page and its rendering onto the fixed canvas: crop, resize, flip, scan noise.
 
-``view(seed, sample, v)`` is a pure function, the same under any topology, rank and restart.
+View number ``v`` of a sample is a pure function of (seed, sample, v), the same for every topology, rank and restart.
 """
 
 from __future__ import annotations
@@ -14,31 +14,28 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.data.loading.rng import hash_key, random_uint64, random_uniform
 
-# What Pillow raises for images that are broken, or too large to be pages.
-DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-
-# Scan noise at strength 1: a bad photocopy that can still be read.
-NOISE_LEVELS = 40.0  # of 255, largest deviation of a pixel
+# Scan noise at strength 1: a bad photocopy that is still legible.
+NOISE_LEVELS = 40.0  # largest deviation of a pixel, of 255
 NOISE_CONTRAST = 0.4  # largest loss of contrast
 NOISE_BLUR_PX = 1.0  # largest radius, canvas px
 
 
 class AugmentationConfig(BaseModel):
-    """The canvas and what varies from view to view."""
+    """The canvas, and what varies between views of a page."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     canvas: tuple[int, int] = (1184, 832)
     """Height and width in px of the canvas that every page is padded to; multiples of 32."""
     shortest_edge: tuple[int, int] = (640, 800)
-    """Range in px of the page's shortest edge in training; evaluation takes the upper end. Pages that would not fit
-    the canvas are made smaller."""
+    """Range in px of the page's shortest edge in training; evaluation uses the upper end. Pages that do not fit the
+    canvas are scaled down."""
     flip: float = Field(default=0.0, ge=0, le=1)
-    """Share of training views mirrored left to right; 0 suits pages, whose text reads one way."""
+    """Share of training views flipped horizontally; 0 suits pages, whose text has one direction."""
     crop: float = Field(default=1.0, gt=0, le=1)
-    """Least share of the page's width, and of its height, that a training view keeps; 1 never crops."""
+    """Minimum share of the page's width, and of its height, that a training view keeps; 1 never crops."""
     noise: float = Field(default=0.0, ge=0, le=1)
-    """Largest strength of a training view's scan noise (grain, loss of contrast, blur); 0 adds none."""
+    """Maximum strength of a training view's scan noise (grain, loss of contrast, blur); 0 adds none."""
 
     @model_validator(mode="after")
     def _check(self) -> AugmentationConfig:
@@ -50,14 +47,37 @@ class AugmentationConfig(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class Views:
+    """How many different views of a page training cycles through."""
+
+    count: int | None
+    """None for a new view every epoch."""
+    augmented: bool = True
+    """False for the evaluation view."""
+
+    def index(self, epoch: int) -> int:
+        """Number of the view that is shown in ``epoch``."""
+        return epoch if self.count is None else epoch % self.count
+
+
+NEW_VIEW_EVERY_EPOCH = Views(count=None)
+EVALUATION_VIEW = Views(count=1, augmented=False)
+
+
+def cached_views(count: int) -> Views:
+    """Views that a teacher cache with ``count`` of them holds: augmented ones, or the evaluation view if one."""
+    return Views(count=count) if count > 1 else EVALUATION_VIEW
+
+
+@dataclass(frozen=True, slots=True)
 class Augmentation:
-    """What is done to one page."""
+    """One view of a page."""
 
     shortest_edge: int
-    """px, before the page is made to fit the canvas."""
+    """px, before the page is scaled down to fit the canvas."""
     flip: bool = False
     crop: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
-    """Left, top, right and bottom of what is kept, in shares of width and height."""
+    """Left, top, right and bottom of the kept part, in shares of width and height."""
     noise: float = 0.0
     """Strength of scan noise, 0 to 1."""
     noise_key: int = 0
@@ -70,12 +90,12 @@ class Augmentation:
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """Where a view puts a page of a certain size."""
+    """Geometry of an augmentation for a page of a certain size."""
 
     crop: tuple[int, int, int, int]
-    """Left, top, right, bottom of what is kept, image px."""
+    """Left, top, right, bottom of the kept part, image px."""
     width: int
-    """Of what is kept, canvas px."""
+    """Of the kept part, canvas px."""
     height: int
     flip: bool
 
@@ -87,15 +107,13 @@ class Transform:
 
     @property
     def affine(self) -> tuple[float, float, float, float]:
-        """(a, b, c, d) with ``x_canvas = a x_image + c`` and ``y_canvas = b y_image + d``, px: ``PageBatch.views``."""
+        """(a, b, c, d) with ``x_canvas = a x_image + c`` and ``y_canvas = b y_image + d``, px."""
         scale_x, scale_y = self.scale
         left, top = self.crop[:2]
-        down = -top * scale_y
-        return (
-            (-scale_x, scale_y, self.width + left * scale_x, down)
-            if self.flip
-            else (scale_x, scale_y, -left * scale_x, down)
-        )
+        shift_y = -top * scale_y
+        if self.flip:
+            return -scale_x, scale_y, self.width + left * scale_x, shift_y
+        return scale_x, scale_y, -left * scale_x, shift_y
 
 
 def training_augmentation(config: AugmentationConfig, seed: int, sample: int, v: int) -> Augmentation:
@@ -115,16 +133,16 @@ def training_augmentation(config: AugmentationConfig, seed: int, sample: int, v:
 
 
 def evaluation_augmentation(config: AugmentationConfig) -> Augmentation:
-    """The view that evaluation, statistics and unaugmented caches use."""
+    """View of evaluation, statistics and caches with one view."""
     return Augmentation(config.shortest_edge[1])
 
 
 def compute_transform(width: int, height: int, view: Augmentation, canvas: tuple[int, int]) -> Transform:
-    """Where ``view`` puts a page of ``width`` x ``height`` image px."""
+    """Geometry of ``view`` for a page of ``width`` x ``height`` image px."""
     left, right = _span(view.crop[0], view.crop[2], width)
     top, bottom = _span(view.crop[1], view.crop[3], height)
     kept_width, kept_height = right - left, bottom - top
-    # Of the whole page, so that a crop shows regions in the size that they have without it.
+    # By the whole page, so that regions have the same size with and without a crop.
     scale = min(view.shortest_edge / min(width, height), canvas[0] / kept_height, canvas[1] / kept_width)
     return Transform(
         crop=(left, top, right, bottom),
@@ -140,32 +158,32 @@ def _span(low: float, high: float, size: int) -> tuple[int, int]:
 
 
 def render_page(image: Image.Image, view: Augmentation, canvas: tuple[int, int]) -> NDArray[np.uint8]:
-    """Lay a view of a page at the top left of a black canvas: uint8 [3, H, W]."""
-    placed = compute_transform(*image.size, view, canvas)
-    return render(decode_image(image, view, placed), placed, view, canvas)
+    """Decode a page and render a view of it at the top left of a black canvas: uint8 [3, H, W]."""
+    transform = compute_transform(*image.size, view, canvas)
+    return render(decode_image(image, view, transform), transform, view, canvas)
 
 
-def decode_image(image: Image.Image, view: Augmentation, placed: Transform) -> Image.Image:
-    """Decode an opened image to RGB, at a fraction of its size where that is enough; raises ``DECODING_ERRORS``."""
+def decode_image(image: Image.Image, view: Augmentation, transform: Transform) -> Image.Image:
+    """Decode an opened image to RGB, at a fraction of its size if that suffices. Raises ``DECODING_ERRORS``."""
     if view.whole:
-        image.draft("RGB", (placed.width, placed.height))  # what libjpeg can do; a no-op for other formats
+        image.draft("RGB", (transform.width, transform.height))  # scaled decoding of JPEG; a no-op for other formats
     image.load()
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy an RGB image
 
 
-def render(page: Image.Image, placed: Transform, view: Augmentation, canvas: tuple[int, int]) -> NDArray[np.uint8]:
+def render(page: Image.Image, transform: Transform, view: Augmentation, canvas: tuple[int, int]) -> NDArray[np.uint8]:
     """:func:`render_page` of a decoded page."""
-    size = (placed.width, placed.height)
-    # A page that was decoded at a fraction is shown whole.
-    resized = page.resize(size, Image.Resampling.BILINEAR, box=None if view.whole else placed.crop)
+    size = (transform.width, transform.height)
+    # A page decoded at a fraction of its size is never cropped.
+    resized = page.resize(size, Image.Resampling.BILINEAR, box=None if view.whole else transform.crop)
     pixels = _add_scan_noise(resized, view) if view.noise else np.asarray(resized)
-    laid = np.zeros((3, *canvas), dtype=np.uint8)
-    laid[:, : size[1], : size[0]] = (pixels[:, ::-1] if view.flip else pixels).transpose(2, 0, 1)
-    return laid
+    rendered = np.zeros((3, *canvas), dtype=np.uint8)
+    rendered[:, : size[1], : size[0]] = (pixels[:, ::-1] if view.flip else pixels).transpose(2, 0, 1)
+    return rendered
 
 
 def _add_scan_noise(page: Image.Image, view: Augmentation) -> NDArray[np.uint8]:
-    """The page as a bad scan shows it: blurred, of less contrast, with grain; uint8 [h, w, 3]."""
+    """Blur a page, reduce its contrast and add grain: uint8 [h, w, 3]."""
     blur, fade = random_uniform(view.noise_key ^ 1, 2) * view.noise
     soft = np.asarray(page.filter(ImageFilter.GaussianBlur(float(NOISE_BLUR_PX * blur))), dtype=np.float32)
     height, width = soft.shape[:2]
@@ -175,13 +193,13 @@ def _add_scan_noise(page: Image.Image, view: Augmentation) -> NDArray[np.uint8]:
     return np.clip(np.rint(faded), 0, 255).astype(np.uint8)
 
 
-def boxes_to_canvas(boxes: NDArray[np.float32], placed: Transform) -> NDArray[np.float32]:
-    """x, y, width, height in image px [n, 4] -> xyxy in canvas px [n, 4], cut off at the view's edges."""
-    scale = np.array(placed.scale, dtype=np.float32)
-    limit = np.array([placed.width, placed.height], dtype=np.float32)
-    corner = np.array(placed.crop[:2], dtype=np.float32)
+def boxes_to_canvas(boxes: NDArray[np.float32], transform: Transform) -> NDArray[np.float32]:
+    """x, y, width, height in image px [n, 4] -> xyxy in canvas px [n, 4], clipped to the view."""
+    scale = np.array(transform.scale, dtype=np.float32)
+    limit = np.array([transform.width, transform.height], dtype=np.float32)
+    corner = np.array(transform.crop[:2], dtype=np.float32)
     low = np.clip((boxes[:, :2] - corner) * scale, 0, limit)
     high = np.clip((boxes[:, :2] + boxes[:, 2:] - corner) * scale, 0, limit)
-    if placed.flip:
-        low[:, 0], high[:, 0] = placed.width - high[:, 0], placed.width - low[:, 0]
+    if transform.flip:
+        low[:, 0], high[:, 0] = transform.width - high[:, 0], transform.width - low[:, 0]
     return np.concatenate([low, high], axis=1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Which samples come together: the endless training order for one rank, and a finite pass over every page once."""
+"""Batch samplers: the endless training order of one rank, and a finite pass that visits every page once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.data.loading.order import CanonicalOrder, SampleRef, micro_batch_p
 
 
 class TrainBatches(Sampler[list[SampleRef]]):
-    """The samples of each global batch that one rank reads, from step ``start`` up to ``stop``, in ``parts`` each."""
+    """One rank's share of each global batch, from step ``start`` up to ``stop``, in ``parts`` micro-batches."""
 
     def __init__(
         self, order: CanonicalOrder, batch: int, rank: int, ranks: int, start: int, stop: int, parts: int = 1
@@ -33,7 +33,7 @@ class TrainBatches(Sampler[list[SampleRef]]):
 
 
 class FinitePassBatches(Sampler[list[SampleRef]]):
-    """Every page once, in dataset order, split over ranks; ranks may get unequal numbers of batches, or none."""
+    """Every page once, in dataset order, split over ranks. Ranks may get different numbers of batches, or none."""
 
     def __init__(self, samples: range, batch: int, rank: int, ranks: int) -> None:
         own = split_range(len(samples), rank, ranks)

@@ -1,4 +1,4 @@
-"""Pages read, decoded, laid out and put together into batches."""
+"""Reading, decoding and rendering pages, and collating them into batches."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from graphkd.batch import PageBatch
 from pipeline.core.errors import DataError
 from pipeline.data.format.dataset import BadSampleError, PackedDataset, Sample
+from pipeline.data.format.images import DECODING_ERRORS
 from pipeline.data.loading.augmentation import (
-    DECODING_ERRORS,
     Augmentation,
     AugmentationConfig,
     Transform,
+    Views,
     boxes_to_canvas,
     compute_transform,
     decode_image,
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderedPage:
-    """One page on its canvas, in numpy, before batches are put together."""
+    """One page on its canvas, as numpy arrays, before collation."""
 
     image: np.ndarray
     size: tuple[int, int]
@@ -45,24 +46,29 @@ class RenderedPage:
     classes: np.ndarray
     sample: int
     seed: int
-    view_number: int
-    view: tuple[float, float, float, float]
+    view_index: int
+    affine: tuple[float, float, float, float]
     replaced_sample: int
 
 
 class PageDataset(Dataset[RenderedPage]):
-    """Pages by place in the order, each decoded and laid out; regions marked as crowd are no targets.
+    """Pages by position in the order, decoded and rendered. Crowd regions are no targets.
 
     Args:
-        dataset: where they come from.
+        dataset: pages.
         config: canvas and augmentation.
-        seed: of the run.
-        views: how many views of a page exist (0: a new one each epoch, -1: the evaluation view).
-        stand_ins: whether another page stands in for one that cannot be used; otherwise that is an error.
+        seed: seed of the run.
+        views: which view each epoch shows.
+        substitute_bad: substitute the next usable page for one that cannot be read, instead of raising.
     """
 
     def __init__(
-        self, dataset: PackedDataset, config: AugmentationConfig, seed: int, views: int, substitute_bad: bool = False
+        self,
+        dataset: PackedDataset,
+        config: AugmentationConfig,
+        seed: int,
+        views: Views,
+        substitute_bad: bool = False,
     ) -> None:
         self.dataset = dataset
         self.config = config
@@ -74,94 +80,85 @@ class PageDataset(Dataset[RenderedPage]):
         return self.__getitems__([ref])[0]
 
     def __getitems__(self, refs: list[SampleRef]) -> list[RenderedPage]:
-        """The pages of a batch, whose images are read together (called by torch's DataLoader)."""
-        records = [self.dataset.sample(ref.sample) for ref in refs]
-        contents = self.dataset.images(records)
-        return [self._page(ref, record, content) for ref, record, content in zip(refs, records, contents, strict=True)]
+        """Pages of a batch, whose images are read together. Called by torch's DataLoader."""
+        samples = [self.dataset.sample(ref.sample) for ref in refs]
+        contents = self.dataset.read_images(samples)
+        return [self._page(ref, sample, content) for ref, sample, content in zip(refs, samples, contents, strict=True)]
 
-    def view_number(self, ref: SampleRef) -> int:
-        """Which of its views the page is shown in, in its epoch."""
-        if self.views < 0:
-            return 0
-        return ref.epoch % self.views if self.views else ref.epoch
-
-    def _page(self, ref: SampleRef, record: Sample, content: bytes) -> RenderedPage:
+    def _page(self, ref: SampleRef, sample: Sample, content: bytes) -> RenderedPage:
         try:
-            return self._render(ref, record, content)
+            return self._render(ref, sample, content)
         except BadSampleError as error:
             if not self.substitute_bad:
                 raise
-            logger.warning("another page stands in: %s", error)
+            logger.warning("substituting another page: %s", error)
         return replace(self._substitute(ref), replaced_sample=ref.sample)
 
     def _substitute(self, ref: SampleRef) -> RenderedPage:
-        """The next page that can be used: the same under any topology, and no rank is left without a page."""
-        others = len(self.dataset)
-        for step in range(1, others):
-            other = SampleRef(ref.epoch, (ref.sample + step) % others)
-            record = self.dataset.sample(other.sample)
+        """The next usable page: the same under any topology, so that no rank is left without a page."""
+        total = len(self.dataset)
+        for step in range(1, total):
+            other = SampleRef(ref.epoch, (ref.sample + step) % total)
+            sample = self.dataset.sample(other.sample)
             try:
-                return self._render(other, record, self.dataset.images([record])[0])
+                return self._render(other, sample, self.dataset.read_images([sample])[0])
             except BadSampleError:
                 continue
-        raise DataError(f"no page of {self.dataset.location} can be read; look at it with `graphkd data verify`")
+        raise DataError(f"no page of {self.dataset.location} can be read; check it with `graphkd data verify`")
 
-    def _render(self, ref: SampleRef, record: Sample, content: bytes) -> RenderedPage:
-        number = self.view_number(ref)
-        view = evaluation_augmentation(self.config)
-        if self.views >= 0:
-            view = training_augmentation(self.config, self.seed, ref.sample, number)
-        placed = compute_transform(*record.size, view, self.config.canvas)
-        boxes = boxes_to_canvas(record.boxes, placed)
-        # Regions of a fraction of a pixel on the canvas have no gradient worth having and break box encoding.
-        kept = ~record.crowd & ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(axis=1)
+    def _render(self, ref: SampleRef, sample: Sample, content: bytes) -> RenderedPage:
+        view_index, view = self.views.index(ref.epoch), evaluation_augmentation(self.config)
+        if self.views.augmented:
+            view = training_augmentation(self.config, self.seed, ref.sample, view_index)
+        transform = compute_transform(*sample.size, view, self.config.canvas)
+        boxes = boxes_to_canvas(sample.boxes, transform)
+        # Regions below one canvas px have no useful gradient and break box encoding.
+        kept = ~sample.crowd & ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(axis=1)
         return RenderedPage(
-            image=render(self._decoded(record, content, view, placed), placed, view, self.config.canvas),
-            size=(placed.height, placed.width),
+            image=render(self._decode(sample, content, view, transform), transform, view, self.config.canvas),
+            size=(transform.height, transform.width),
             boxes=boxes[kept],
-            classes=record.classes[kept],
+            classes=sample.classes[kept],
             sample=ref.sample,
             seed=sample_seed(self.seed, ref.epoch, ref.sample),
-            view_number=number,
-            view=placed.affine,
+            view_index=view_index,
+            affine=transform.affine,
             replaced_sample=-1,
         )
 
-    def _decoded(self, record: Sample, content: bytes, view: Augmentation, placed: Transform) -> Image.Image:
-        image = self.dataset.open_image(content, record)
-        if image.size != record.size:
-            stated = f"{record.size[0]} x {record.size[1]} px"
-            raise self.dataset.bad_sample_error(
-                record, f"it is {image.size[0]} x {image.size[1]} px, its json says {stated}"
-            )
+    def _decode(self, sample: Sample, content: bytes, view: Augmentation, transform: Transform) -> Image.Image:
+        image = self.dataset.open_image(content, sample)
+        if image.size != sample.size:
+            stated = f"its json says {sample.size[0]} x {sample.size[1]} px"
+            raise self.dataset.bad_sample_error(sample, f"it is {image.size[0]} x {image.size[1]} px, {stated}")
         try:
-            return decode_image(image, view, placed)
+            return decode_image(image, view, transform)
         except DECODING_ERRORS as error:
-            raise self.dataset.bad_sample_error(record, error) from error
+            raise self.dataset.bad_sample_error(sample, error) from error
 
 
-def collate(items: list[RenderedPage]) -> PageBatch:
-    """Put pages together into a handful of tensors."""
+def collate(pages: list[RenderedPage]) -> PageBatch:
+    """Collate pages into a few tensors."""
     return PageBatch(
-        images=default_collate([torch.from_numpy(item.image) for item in items]),  # in a worker, into shared memory
-        sizes=torch.tensor([item.size for item in items]),
-        boxes=torch.from_numpy(np.concatenate([item.boxes for item in items])),
-        classes=torch.from_numpy(np.concatenate([item.classes for item in items])),
-        counts=torch.tensor([len(item.boxes) for item in items]),
-        samples=torch.tensor([item.sample for item in items]),
-        seeds=torch.tensor([item.seed for item in items]),
-        view_numbers=torch.tensor([item.view_number for item in items]),
-        views=torch.tensor([item.view for item in items], dtype=torch.float32),
-        replaced_sample=torch.tensor([item.replaced_sample for item in items]),
+        images=default_collate([torch.from_numpy(page.image) for page in pages]),  # in a worker, into shared memory
+        sizes=torch.tensor([page.size for page in pages]),
+        boxes=torch.from_numpy(np.concatenate([page.boxes for page in pages])),
+        classes=torch.from_numpy(np.concatenate([page.classes for page in pages])),
+        counts=torch.tensor([len(page.boxes) for page in pages]),
+        samples=torch.tensor([page.sample for page in pages]),
+        seeds=torch.tensor([page.seed for page in pages]),
+        view_index=torch.tensor([page.view_index for page in pages]),
+        affine=torch.tensor([page.affine for page in pages], dtype=torch.float32),
+        replaced_sample=torch.tensor([page.replaced_sample for page in pages]),
     )
 
 
 def page_loader(
-    items: PageDataset, batches: Iterable[list[SampleRef]], workers: int, pin: bool = False
+    pages: PageDataset, batches: Iterable[list[SampleRef]], workers: int, pin: bool = False
 ) -> DataLoader[RenderedPage]:
-    """A loader of PageBatch whose order does not depend on ``workers`` (0: in this process)."""
+    """DataLoader of PageBatch. Its order does not depend on ``workers`` (0 loads in this process)."""
     return DataLoader(
-        items,
+        pages,
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=workers,
@@ -174,40 +171,39 @@ def page_loader(
 
 
 def _forkserver_context() -> BaseContext:
-    """Where workers come from: a process that has imported all they need, but runs no threads.
+    """Context whose server has imported everything that workers need, but runs no threads.
 
-    Forking this one, which may run torch's threads or Ray's, can deadlock; starting each anew takes seconds.
+    Forking this process, which may run threads of torch or Ray, can deadlock. Spawning takes seconds for each worker.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.data.loading.loader"])
+    context.set_forkserver_preload([__name__])
     return context
 
 
 def _init_worker(_worker: int) -> None:
-    """Read on one thread, and end when the process that asked for this one does, however that ends.
+    """Load on one thread, and exit when the process that started the loader does, however that ends.
 
-    torch looks at the parent for that, which here is the server that workers are forked from; and the server lives as
-    long as one of its workers.
+    torch watches the parent process, which here is the fork server; and that lives as long as one of its workers.
     """
     torch.set_num_threads(1)
     threading.Thread(target=_exit_with_owner, daemon=True).start()
 
 
 def _exit_with_owner() -> None:
-    owner = parent_process()  # who asked, not the server
+    owner = parent_process()  # the process that started the loader, not the fork server
     assert owner is not None
     owner.join()
     os._exit(1)
 
 
 def limit_bad_samples(batches: Iterable[PageBatch], tolerated: int) -> Iterator[PageBatch]:
-    """Pass batches on until more than ``tolerated`` different pages could not be used; then raise DataError."""
+    """Pass batches on. Raises DataError once more than ``tolerated`` different pages could not be read."""
     bad: set[int] = set()
     for batch in batches:
         bad.update(sample for sample in batch.replaced_sample.tolist() if sample >= 0)
         if len(bad) > tolerated:
             raise DataError(
                 f"{len(bad)} pages could not be read, such as sample {min(bad)}, but data.bad_samples is {tolerated}; "
-                "take them out with `graphkd data verify --exclude`"
+                "exclude them with `graphkd data verify --exclude`"
             )
         yield batch

@@ -1,11 +1,11 @@
 """The order of samples: a pure function of (shard sizes, seed, batch, position), the same for every topology.
 
-Position counts on across epochs: ``position // samples`` is the epoch, so a batch may straddle two, and each sample
-comes exactly once per epoch. Within an epoch the shards are shuffled and laid end to end, and that line is cut into
-*lanes* of equal length. Place ``s`` of every batch reads one lane after another out of its own few, and each lane moves
-forward through its shards, a block of at most ``BLOCK`` samples at a time, whose samples are permuted by a keyed
-bijection. So one batch mixes as many shards as it has pages, while each shard is read by few ranks and mostly forward.
-The cost of a position does not depend on the dataset's size, and memory grows with shards, not samples.
+Positions count on across epochs: ``position // samples`` is the epoch, so a batch may span two, and each sample comes
+exactly once per epoch. Within an epoch the shards are shuffled and concatenated, and that line is cut into *lanes* of
+equal length. Slot ``s`` of every batch reads its own few lanes one after the other. A lane moves forward through its
+shards in blocks of at most ``BLOCK`` samples, which a keyed bijection permutes. So a batch mixes as many shards as it
+has pages, while each shard is read by few ranks and mostly forward. The cost of a position does not depend on the
+dataset's size, and memory grows with the number of shards, not of samples.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ BLOCK = 256
 
 @dataclass(frozen=True, slots=True)
 class SampleRef:
-    """One place of the order: which sample stands there, in which epoch."""
+    """One position of the order: which sample, in which epoch."""
 
     epoch: int
     sample: int
-    """Number of the sample: its row, shards laid end to end in the order of ``dataset.json``."""
+    """Number of the sample: its row, with shards concatenated in the order of ``dataset.json``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Epoch:
-    """The layout of one epoch; ``places`` are offsets of its line of shuffled shards."""
+    """Layout of one epoch. Offsets refer to its line of shuffled shards."""
 
     shards: Int64Array
-    """[S]: which shard comes when."""
+    """[S]: shards in shuffled order."""
     shard_ends: Int64Array
-    """[S]: place behind each of them."""
+    """[S]: offset behind each of them."""
     lane_starts: Int64Array
-    """[L]: first place of lane c, read by batch places congruent to c."""
+    """[L]: first offset of lane c, read by batch slots congruent to c."""
     lane_sizes: Int64Array
     """[L]."""
 
 
 class CanonicalOrder:
-    """The endless training order over shards of the given sizes, for global batches of ``batch`` samples.
+    """The endless training order over shards of given sizes, for global batches of ``batch`` samples.
 
-    Lanes are the smallest multiple of the batch that is at least ``MIN_LANES``, so that a rank keeps its lanes for a
-    whole epoch.
+    The number of lanes is the smallest multiple of the batch that is at least ``MIN_LANES``, so that a rank keeps its
+    lanes for a whole epoch.
     """
 
     def __init__(self, shard_sizes: tuple[int, ...], seed: int, batch: int = 1) -> None:
@@ -59,46 +59,47 @@ class CanonicalOrder:
         self.lanes = batch * -(-MIN_LANES // batch)
         self.starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
         self.samples = int(self.starts[-1])
-        self._epoch = lru_cache(maxsize=2)(self._lay_out)
+        self._epoch = lru_cache(maxsize=2)(self._layout)
 
     def at(self, position: int) -> SampleRef:
-        """The sample at ``position`` >= 0 of the endless order."""
+        """Sample at ``position`` >= 0."""
         return self.refs(range(position, position + 1))[0]
 
     def refs(self, positions: range) -> list[SampleRef]:
-        """The samples at consecutive ``positions``."""
+        """Samples at consecutive ``positions``."""
         refs: list[SampleRef] = []
         while len(positions):
             epoch = positions.start // self.samples
             own = positions[: (epoch + 1) * self.samples - positions.start]
             offsets = np.arange(own.start, own.stop, dtype=np.int64) - epoch * self.samples
-            refs += [SampleRef(epoch, sample) for sample in self.group_samples(epoch, offsets).tolist()]
+            refs += [SampleRef(epoch, sample) for sample in self.samples_of(epoch, offsets).tolist()]
             positions = positions[len(own) :]
         return refs
 
-    def group_samples(self, epoch: int, offsets: Int64Array) -> Int64Array:
+    def samples_of(self, epoch: int, offsets: Int64Array) -> Int64Array:
         """Sample numbers at ``offsets`` (0 to samples - 1, in any order) of ``epoch``: int64 [n] -> int64 [n]."""
         layout = self._epoch(epoch)
         lane = offsets % self.lanes
         low, size = layout.lane_starts[lane], layout.lane_sizes[lane]
-        place = low + offsets // self.lanes
-        turn = np.searchsorted(layout.shard_ends, place, side="right")
+        offset = low + offsets // self.lanes
+        turn = np.searchsorted(layout.shard_ends, offset, side="right")
         shard = layout.shards[turn]
         shard_size = self.shard_sizes[shard]
         shard_start = layout.shard_ends[turn] - shard_size
-        block_low, block_high = _block(place - shard_start, shard_size)
+        block_low, block_high = _block(offset - shard_start, shard_size)
         block_low = np.maximum(block_low + shard_start, low)
         block_high = np.minimum(block_high + shard_start, low + size)
-        place = block_low + feistel_permute(place - block_low, block_high - block_low, self._keys(epoch, block_low))
-        samples: Int64Array = self.starts[shard] + place - shard_start
+        keys = self._keys(epoch, block_low)
+        offset = block_low + feistel_permute(offset - block_low, block_high - block_low, keys)
+        samples: Int64Array = self.starts[shard] + offset - shard_start
         return samples
 
-    def _keys(self, epoch: int, places: Int64Array) -> UInt64Array:
-        return splitmix64(places.astype(np.uint64) + np.uint64(hash_key(self.seed, epoch, "block", ORDER_VERSION)))
+    def _keys(self, epoch: int, offsets: Int64Array) -> UInt64Array:
+        return splitmix64(offsets.astype(np.uint64) + np.uint64(hash_key(self.seed, epoch, "block", ORDER_VERSION)))
 
-    def _lay_out(self, epoch: int) -> _Epoch:
+    def _layout(self, epoch: int) -> _Epoch:
         shards = random_permutation(hash_key(self.seed, epoch, "shards", ORDER_VERSION), len(self.shard_sizes))
-        # Lanes are shuffled along the line: those of one batch should not lie side by side in the same shard.
+        # Lanes are shuffled along the line, so that those of one batch are not neighbours in the same shard.
         along = random_permutation(hash_key(self.seed, epoch, "lanes", ORDER_VERSION), self.lanes)
         sizes = self.samples // self.lanes + (np.arange(self.lanes) < self.samples % self.lanes)
         starts = np.empty(self.lanes, dtype=np.int64)
@@ -112,14 +113,14 @@ class CanonicalOrder:
 
 
 def _block(row: Int64Array, shard_size: Int64Array) -> tuple[Int64Array, Int64Array]:
-    """First row and row behind the last of the block that ``row`` lies in; blocks of a shard are nearly equal."""
+    """First row and row behind the last of the block that contains ``row``. Blocks of a shard are nearly equal."""
     blocks = -(-shard_size // BLOCK)
     number = ((row + 1) * blocks - 1) // shard_size
     return shard_size * number // blocks, shard_size * (number + 1) // blocks
 
 
 def sample_seed(seed: int, epoch: int, sample: int) -> int:
-    """The key of everything random about one sample in one epoch, 0 to 2^62 - 1."""
+    """Seed of everything random about one sample in one epoch, 0 to 2^62 - 1."""
     return hash_key(seed, epoch, sample, 1) >> 2
 
 
@@ -129,24 +130,24 @@ def split_range(total: int, part: int, parts: int) -> range:
 
 
 def batch_positions(step: int, batch: int, rank: int, ranks: int) -> range:
-    """Positions of the order that ``rank`` of ``ranks`` reads in global batch ``step`` of ``batch`` samples."""
+    """Positions that ``rank`` of ``ranks`` reads in global batch ``step`` of ``batch`` samples."""
     own = split_range(batch, rank, ranks)
     return range(step * batch + own.start, step * batch + own.stop)
 
 
 def micro_batch_positions(step: int, batch: int, rank: int, ranks: int, parts: int) -> list[range]:
-    """:func:`batch_positions` cut into ``parts`` that are computed one after the other."""
+    """:func:`batch_positions` split into ``parts`` micro-batches."""
     own = batch_positions(step, batch, rank, ranks)
-    return [own[part.start : part.stop] for part in (split_range(len(own), number, parts) for number in range(parts))]
+    return [own[part.start : part.stop] for part in (split_range(len(own), n, parts) for n in range(parts))]
 
 
 def check_batch_size(batch: int, ranks: int, parts: int = 1) -> None:
-    """Raise ConfigError where a global batch would leave one of ``ranks`` ranks, or of its parts, without a page."""
+    """Raise ConfigError if a global batch leaves one of ``ranks`` ranks, or of its micro-batches, without a page."""
     needed = ranks * parts
     if batch < needed:
-        cut = f" in each of schedule.accumulate={parts} parts" if parts > 1 else ""
+        each = f" in each of schedule.accumulate={parts} parts" if parts > 1 else ""
         raise ConfigError(
-            f"schedule.batch {batch} leaves some of {ranks} workers without a page{cut} in every step, and a worker "
+            f"schedule.batch {batch} leaves some of {ranks} workers without a page{each} in every step, and a worker "
             f"needs one; the nearest that does not is schedule.batch={needed}, or give at most "
             f"{max(1, batch // parts)} workers"
         )

@@ -1,6 +1,6 @@
-"""Randomness as a pure function of its key: the same on every machine, in every release of numpy, in any order of use.
+"""Random numbers as pure functions of a key: equal on every machine, numpy release and order of use.
 
-Legend: ``n`` values computed side by side.
+Legend: ``n`` values computed together.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def hash_key(*parts: int | str) -> int:
-    """A 64-bit key that stands for ``parts``."""
+    """64-bit hash of ``parts``."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
 
 
 def splitmix64(values: UInt64Array) -> UInt64Array:
-    """The finaliser of SplitMix64 (Steele et al., 2014), uint64 [n]: every input bit reaches every output bit."""
+    """Finaliser of SplitMix64 (Steele et al., 2014), uint64 [n]: every input bit affects every output bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def random_uint64(key: int, count: int) -> UInt64Array:
-    """The first ``count`` outputs of SplitMix64 started at ``key``: uint64 [count]."""
+    """First ``count`` outputs of SplitMix64 seeded with ``key``: uint64 [count]."""
     steps = np.arange(1, count + 1, dtype=np.uint64)
     return splitmix64(np.uint64(key) + steps * GOLDEN)
 
 
 def random_uniform(key: int, count: int) -> NDArray[np.float64]:
-    """``count`` numbers of [0, 1), float64 [count]."""
+    """``count`` numbers in [0, 1): float64 [count]."""
     return (random_uint64(key, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def random_permutation(key: int, size: int) -> Int64Array:
-    """A permutation of range(size), int64 [size]; for sizes worth a table, such as shards."""
+    """Permutation of range(size): int64 [size]. Uses a table, so for small sizes such as shards."""
     return np.argsort(random_uint64(key, size), kind="stable").astype(np.int64)
 
 
 def feistel_permute(index: Int64Array, size: Int64Array, key: UInt64Array) -> Int64Array:
-    """Where keyed bijections of range(size) send ``index``, each element with its own size and key; int64 [n].
+    """Map ``index`` by keyed bijections of range(size), each element with its own size and key: int64 [n].
 
-    A Feistel network over the next power of 4 with cycle walking (Black and Rogaway, CT-RSA 2002), so that no table is
-    kept and the cost of one place does not grow with the size.
+    A Feistel network over the next power of 4 with cycle walking (Black and Rogaway, CT-RSA 2002). It needs no table,
+    and the cost of one element does not grow with the size.
     """
     bits = np.frexp(np.maximum(size - 1, 1).astype(np.float64))[1]
     half = ((bits + 1) // 2).astype(np.uint64)

@@ -1,4 +1,4 @@
-"""Looking at every byte of one shard."""
+"""Checking every byte of one shard."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipeline.core.errors import DataError
 from pipeline.core.files import sha256_file
+from pipeline.data.format.images import DECODING_ERRORS
 from pipeline.data.format.index import (
     SampleFiles,
     ShardIndex,
@@ -24,7 +25,6 @@ from pipeline.data.format.index import (
     sample_digest,
 )
 from pipeline.data.format.schema import SampleJson, Shard, index_path
-from pipeline.data.loading.augmentation import DECODING_ERRORS
 from pipeline.data.prepare.coco import EDGE_TOLERANCE_PX
 
 FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG"}
@@ -32,11 +32,11 @@ FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG"}
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong."""
+    """One problem of a dataset."""
 
     shard: str
     key: str | None
-    """The sample at fault; None for the shard as a whole."""
+    """The sample at fault; None for the whole shard."""
     what: str
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class ShardReport:
-    """What one shard showed."""
+    """Result of checking one shard."""
 
     shard: Shard
     problems: list[Problem]
@@ -53,12 +53,12 @@ class ShardReport:
     """Whether the tar could be read to its end; otherwise none of it can be used."""
     keys: list[str]
     image_ids: dict[str, int]
-    """Of the samples whose json could be read."""
+    """Image ids of the samples whose json could be read, by key."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardCheck:
-    """A shard, and what its samples may be."""
+    """A shard to check, and the category ids that its samples may have."""
 
     folder: Path
     shard: Shard
@@ -66,42 +66,42 @@ class ShardCheck:
 
 
 def check_shard(task: ShardCheck) -> ShardReport:
-    """Read one tar and its index from end to end."""
+    """Read one tar and its index completely."""
     path, shard = task.folder / task.shard.name, task.shard
-    problems: list[Problem] = []
     if not path.is_file():
         return ShardReport(shard, [Problem(shard.name, None, "is missing")], False, [], {})
-    size, digest = path.stat().st_size, sha256_file(path)
-    if size != shard.bytes:
-        problems.append(Problem(shard.name, None, f"has {size} bytes, but dataset.json says {shard.bytes}"))
-    elif digest != shard.sha256:
-        problems.append(
-            Problem(shard.name, None, f"has SHA-256 {digest[:12]}, but dataset.json says {shard.sha256[:12]}")
-        )
-    index, doubt = _index(path, shard)
-    problems += [Problem(shard.name, None, text) for text in doubt]
-    expected = {} if index is None else {key: index.digest(row) for row, key in enumerate(index.keys())}
+    index, faults = _read_index(path, shard)
+    problems = [Problem(shard.name, None, text) for text in [*_file_faults(path, shard), *faults]]
+    digests = {} if index is None else {key: index.digest(row) for row, key in enumerate(index.keys())}
     seen: dict[str, SampleJson | None] = {}
     try:
         with tarfile.open(path, "r:") as tar:
-            for key, parts in group_samples(tar).items():
+            for key, files in group_samples(tar).items():
                 if key not in shard.excluded:
-                    faults, seen[key] = _inspect_sample(tar, parts, expected.get(key), task.categories)
-                    problems += [Problem(shard.name, key, text) for text in faults]
+                    found, seen[key] = _check_sample(tar, files, digests.get(key), task.categories)
+                    problems += [Problem(shard.name, key, text) for text in found]
     except (tarfile.TarError, EOFError, OSError) as error:
         problems.append(Problem(shard.name, None, f"is no readable tar ({error}), after {len(seen)} samples"))
         return ShardReport(shard, problems, False, list(seen), {})
-    problems += [Problem(shard.name, key, "is in the index, but not in the tar") for key in expected if key not in seen]
+    problems += [Problem(shard.name, key, "is in the index, but not in the tar") for key in digests if key not in seen]
     image_ids = {key: sample.image_id for key, sample in seen.items() if sample is not None}
     return ShardReport(shard, problems, True, list(seen), image_ids)
 
 
-def _index(path: Path, shard: Shard) -> tuple[ShardIndex | None, list[str]]:
-    place = index_path(path)
-    if not place.exists():
+def _file_faults(path: Path, shard: Shard) -> Iterator[str]:
+    size = path.stat().st_size
+    if size != shard.bytes:
+        yield f"has {size} bytes, but dataset.json says {shard.bytes}"
+    elif (digest := sha256_file(path)) != shard.sha256:
+        yield f"has SHA-256 {digest[:12]}, but dataset.json says {shard.sha256[:12]}"
+
+
+def _read_index(path: Path, shard: Shard) -> tuple[ShardIndex | None, list[str]]:
+    index_file = index_path(path)
+    if not index_file.exists():
         return None, ["has no index; run `graphkd data index`"]
     try:
-        index = parse_index(place.read_bytes(), str(place))
+        index = parse_index(index_file.read_bytes(), str(index_file))
     except DataError as error:
         return None, [str(error)]
     if len(index) != shard.samples:
@@ -109,19 +109,19 @@ def _index(path: Path, shard: Shard) -> tuple[ShardIndex | None, list[str]]:
     return index, []
 
 
-def _inspect_sample(
-    tar: tarfile.TarFile, parts: SampleFiles, expected: bytes | None, categories: frozenset[int]
+def _check_sample(
+    tar: tarfile.TarFile, files: SampleFiles, digest: bytes | None, categories: frozenset[int]
 ) -> tuple[list[str], SampleJson | None]:
-    """What is wrong with one sample, and its json where that can be read."""
-    doubled = [extension for extension, members in parts.items() if len(members) > 1]
-    if doubled:
-        return [f"its key stands {len(parts[doubled[0]])} times"], None
-    found = find_image(parts)
-    if found is None or "json" not in parts:
-        return [f"has {sorted(parts)}, but needs an image and a json"], None
-    image, annotation = read_member(tar, found[1]), read_member(tar, parts["json"][0])
+    """Faults of one sample, and its json if that can be read."""
+    duplicates = [extension for extension, members in files.items() if len(members) > 1]
+    if duplicates:
+        return [f"its key is used {len(files[duplicates[0]])} times"], None
+    found = find_image(files)
+    if found is None or "json" not in files:
+        return [f"has {sorted(files)}, but needs an image and a json"], None
+    image, annotation = read_member(tar, found[1]), read_member(tar, files["json"][0])
     faults = []
-    if expected is not None and sample_digest(image, annotation) != expected:
+    if digest is not None and sample_digest(image, annotation) != digest:
         faults.append("its bytes are not those that were indexed")
     try:
         sample = parse_sample(annotation)

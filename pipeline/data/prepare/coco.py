@@ -1,4 +1,4 @@
-"""Reading COCO annotation files, with every mistake named before anything is written."""
+"""Reading and checking COCO annotation files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.core.errors import DataError
 
-EDGE_TOLERANCE_PX = 2.0  # rounding in published annotations; such boxes are clipped to the page without a word
+EDGE_TOLERANCE_PX = 2.0  # rounding in published annotations; such boxes are clipped without a warning
 
 
 class Image(BaseModel):
@@ -27,7 +27,7 @@ class Image(BaseModel):
 
 
 class Annotation(BaseModel):
-    """One region of a COCO file; ``bbox`` is x, y, width, height in image px."""
+    """One region of a COCO file. ``bbox`` is x, y, width, height in image px."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -40,7 +40,7 @@ class Annotation(BaseModel):
 
     @property
     def extent(self) -> float:
-        """The stated area, which may be that of a mask, or else that of the box; px squared."""
+        """Given area, which may be that of a mask, else the box's; px squared."""
         return self.bbox[2] * self.bbox[3] if self.area is None else self.area
 
 
@@ -55,7 +55,7 @@ class Category(BaseModel):
 
 
 class CocoFile(BaseModel):
-    """A COCO annotation file as far as detection needs it."""
+    """The parts of a COCO annotation file that detection needs."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -66,14 +66,18 @@ class CocoFile(BaseModel):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Page:
-    """A page with its regions; pages without any are background and stay."""
+    """A page with its regions. Pages without regions are kept as background."""
 
     image: Image
     annotations: list[Annotation]
 
 
 def load_coco(path: Path) -> CocoFile:
-    """Read and check the structure of a COCO file; raises DataError naming the file and the first mistakes."""
+    """Read a COCO file and check its structure.
+
+    Raises:
+        DataError: naming the file and its first mistake.
+    """
     try:
         content: Any = json.loads(path.read_text(encoding="utf8"))
     except FileNotFoundError as error:
@@ -90,30 +94,29 @@ def load_coco(path: Path) -> CocoFile:
         ) from error
 
 
-def group_pages(coco: CocoFile, source: Path, *, repair: bool = False) -> tuple[list[Page], int]:
-    """Group regions by page, in file-name order, and give how many regions were mended.
+def group_pages(coco: CocoFile, source: Path, *, repair: bool = False) -> list[Page]:
+    """Group regions by page, in the order of file names.
 
-    With ``repair``, boxes are clipped to their page and those without area dropped; otherwise any such box is an error.
+    With ``repair``, boxes are clipped to their page and those without area are dropped.
 
     Raises:
-        DataError: for duplicate ids, unknown categories or images, and boxes off the page or without area.
+        DataError: for duplicate ids, unknown categories or images, and, without ``repair``, boxes that are off their
+            page or have no area.
     """
     problems = _id_problems(coco)
     sizes = {image.id: (image.width, image.height) for image in coco.images}
     by_image: dict[int, list[Annotation]] = defaultdict(list)
-    repaired = 0
     for annotation in coco.annotations:
         if annotation.image_id not in sizes:
             continue
-        kept, problem = _clip(annotation, *sizes[annotation.image_id])
-        repaired += problem is not None
+        clipped, problem = _clip(annotation, *sizes[annotation.image_id])
         if problem is not None and not repair:
             problems.append(problem)
-        if kept is not None:
-            by_image[annotation.image_id].append(kept)
+        if clipped is not None:
+            by_image[annotation.image_id].append(clipped)
     _raise_problems(problems, source)
     images = sorted(coco.images, key=lambda image: (image.file_name, image.id))
-    return [Page(image=image, annotations=by_image[image.id]) for image in images], repaired
+    return [Page(image=image, annotations=by_image[image.id]) for image in images]
 
 
 def _id_problems(coco: CocoFile) -> list[str]:
@@ -123,21 +126,22 @@ def _id_problems(coco: CocoFile) -> list[str]:
         ("annotation", [annotation.id for annotation in coco.annotations]),
         ("category", [category.id for category in coco.categories]),
     ):
-        problems += [f"{name} id {key} stands {count} times" for key, count in Counter(ids).items() if count > 1]
+        problems += [f"{name} id {key} is used {count} times" for key, count in Counter(ids).items() if count > 1]
     files = Counter(image.file_name for image in coco.images)
-    problems += [f"file {name!r} stands for {count} images" for name, count in files.items() if count > 1]
+    problems += [f"file {name!r} is used by {count} images" for name, count in files.items() if count > 1]
     images, categories = {image.id for image in coco.images}, {category.id for category in coco.categories}
     for annotation in coco.annotations:
         if annotation.image_id not in images:
-            problems.append(f"annotation {annotation.id} names image id {annotation.image_id}, which is not there")
+            problems.append(f"annotation {annotation.id} names image id {annotation.image_id}, which does not exist")
         if annotation.category_id not in categories:
             problems.append(
-                f"annotation {annotation.id} names category id {annotation.category_id}, which is not there"
+                f"annotation {annotation.id} names category id {annotation.category_id}, which does not exist"
             )
     return problems
 
 
 def _clip(annotation: Annotation, width: int, height: int) -> tuple[Annotation | None, str | None]:
+    """The annotation clipped to its page, None without area, and what is wrong with it."""
     x, y, w, h = annotation.bbox
     left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
     if not (right > left and bottom > top):  # also true for NaN
@@ -150,7 +154,7 @@ def _clip(annotation: Annotation, width: int, height: int) -> tuple[Annotation |
         annotation.model_copy(update={"bbox": (left, top, right - left, bottom - top)}) if overshoot else annotation
     )
     if overshoot > EDGE_TOLERANCE_PX:
-        return clipped, f"annotation {annotation.id} lies off its page: {list(annotation.bbox)} on {width} x {height}"
+        return clipped, f"annotation {annotation.id} is off its page: {list(annotation.bbox)} on {width} x {height}"
     return clipped, None
 
 
@@ -159,5 +163,5 @@ def _raise_problems(problems: list[str], source: Path) -> None:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise DataError(
             f"{source}: {'; '.join(problems[:3])}{more}; "
-            "mend the file, or give --repair to clip boxes and drop empty ones"
+            "fix the file, or give --repair to clip boxes and drop empty ones"
         )

@@ -1,4 +1,4 @@
-"""Indexing tars in place: those of a dataset whose tars were replaced, and those that were made elsewhere."""
+"""Indexing existing tars in place: made by other tools, or replaced since they were packed."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def index_dataset(
     on_ray: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> DatasetJson:
-    """Index every tar of ``folder`` and bring its ``dataset.json`` up to date, or write one for tars made elsewhere.
+    """Index every tar of ``folder`` and update its ``dataset.json``, or write one for tars made by other tools.
 
     Args:
-        folder: holds the tars; nothing but indexes and ``dataset.json`` is written.
-        categories: JSON file with the classes, a list of {id, name} or a COCO file; needed where there is no
-            ``dataset.json`` yet.
-        text: names of the classes of text; by default all but pictures, tables, formulas and the like.
-        workers: processes; 0 for as many as is worthwhile.
-        on_ray: on a Ray cluster, which must see the same folder.
-        progress: called with (tars done, tars in all).
+        folder: folder of the tars. Only indexes and ``dataset.json`` are written.
+        categories: JSON file with the classes, a list of {id, name} or a COCO file; required without ``dataset.json``.
+        text: names of text classes; by default all except pictures, tables, formulas and the like.
+        workers: processes; 0 picks a number by the amount of work.
+        on_ray: index on a Ray cluster, which must see the same folder.
+        progress: called with (tars done, tars in total).
 
-    Raises DataError naming the tar and the sample at fault, and where the classes are missing.
+    Raises:
+        DataError: naming the tar and the sample at fault, or if the classes are missing.
     """
     known = read_dataset_json(folder) if (folder / DATASET_FILE).exists() else None
     if known is None:
@@ -71,14 +71,14 @@ def index_dataset(
 def _index(task: _Task) -> Shard:
     samples = len(build_index(task.path, task.excluded))
     if not samples:
-        raise DataError(f"{task.path} holds no samples; take it out of the folder")
+        raise DataError(f"{task.path} holds no samples; remove it from the folder")
     return shard_entry(task.path, samples, task.excluded)
 
 
 def _read_categories(folder: Path, path: Path | None) -> list[Category]:
     if path is None:
         raise DataError(
-            f"{folder} has no {DATASET_FILE}, so its classes are not known; give --categories FILE, a JSON list of id "
+            f"{folder} has no {DATASET_FILE}, so its classes are unknown; give --categories FILE, a JSON list of id "
             "and name or a COCO file"
         )
     try:

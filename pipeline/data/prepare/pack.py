@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.core.errors import DataError, OutputError
-from pipeline.core.files import ensure_owned_dir, fingerprint, locked, sha256_file, sync_folder, write_json
+from pipeline.core.files import ensure_owned_dir, fingerprint, sha256_file, sync_folder, write_json
+from pipeline.core.locks import file_lock
 from pipeline.core.parallel import map_unordered
 from pipeline.data.format.schema import (
     DATASET_FILE,
@@ -48,29 +49,29 @@ def pack(
     on_ray: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> DatasetJson:
-    """Pack the pages of a COCO file into ``out``; the same input gives the same bytes.
+    """Pack the pages of a COCO file into ``out``. The same input gives the same bytes.
 
-    Shards get their final names only when all are whole, ``dataset.json`` comes last. Interrupted and started again,
-    it goes on with the shards that are missing. A folder that holds this very dataset already is left as it is.
+    Shards get their final names once all are written; ``dataset.json`` comes last. If interrupted, rerunning writes the
+    missing shards only. A folder that holds this very dataset already is left unchanged.
 
     Args:
         annotations: COCO file.
         images: folder that its file names are relative to.
         out: dataset folder.
-        samples_per_shard: pages of one tar.
-        text: names of the classes of text; by default all but pictures, tables, formulas and the like.
-        repair: clip boxes to the page and drop empty ones instead of refusing them.
-        workers: processes; 0 for as many as is worthwhile.
+        samples_per_shard: pages per tar.
+        text: names of text classes; by default all except pictures, tables, formulas and the like.
+        repair: clip boxes to the page and drop empty ones instead of raising.
+        workers: processes; 0 picks a number by the amount of work.
         on_ray: pack on a Ray cluster, which must see the same folders.
-        progress: called with (pages done, pages in all).
+        progress: called with (pages done, pages in total).
 
     Raises:
         DataError: for mistakes in the annotations and for missing or unreadable images.
-        OutputError: where ``out`` holds something else, cannot be written, or is being packed by another process.
+        OutputError: if ``out`` holds something else, cannot be written, or is being packed by another process.
     """
     coco = load_coco(annotations)
-    all_pages, _ = group_pages(coco, annotations, repair=repair)
-    if not all_pages:
+    pages = group_pages(coco, annotations, repair=repair)
+    if not pages:
         raise DataError(f"{annotations} names no images; give a COCO file with pages")
     categories = dataset_categories(coco.categories, text)
     source = fingerprint(
@@ -81,10 +82,10 @@ def pack(
         ensure_owned_dir(out, DATASET_FILE, "dataset")
     if (out / DATASET_FILE).exists():
         return _already_packed(out, source)
-    _check_images(all_pages, images)
+    _check_images(pages, images)
     try:
-        with _pack_lock(out):
-            tasks = _tasks(all_pages, images, building, source, samples_per_shard)
+        with _packing_lock(out):
+            tasks = _tasks(pages, images, building, source, samples_per_shard)
             return _write(tasks, out, categories, source, map_unordered(write_shard, tasks, workers, on_ray), progress)
     except DataError:
         shutil.rmtree(building, ignore_errors=True)
@@ -92,9 +93,9 @@ def pack(
 
 
 @contextmanager
-def _pack_lock(out: Path) -> Iterator[None]:
-    with locked(out / LOCK, wait=False) as alone:
-        if not alone:
+def _packing_lock(out: Path) -> Iterator[None]:
+    with file_lock(out / LOCK, wait=False) as held:
+        if not held:
             raise OutputError(f"{out} is being packed by another process; wait for it, or give another --out")
         try:
             yield
@@ -109,9 +110,13 @@ def _already_packed(out: Path, source: str) -> DatasetJson:
     return existing
 
 
-def dataset_categories(given: Sequence[Category], text: Iterable[str] | None) -> list[DatasetCategory]:
-    """The classes of a dataset in the order of their ids, each text or not; raises DataError for unknown ``text``."""
-    names = [category.name for category in given]
+def dataset_categories(categories: Sequence[Category], text: Iterable[str] | None) -> list[DatasetCategory]:
+    """Classes of a dataset in the order of their ids, each flagged as text or not.
+
+    Raises:
+        DataError: if ``text`` names a class that does not exist.
+    """
+    names = [category.name for category in categories]
     chosen = None if text is None else set(text)
     unknown = sorted((chosen or set()) - set(names))
     if unknown:
@@ -122,15 +127,15 @@ def dataset_categories(given: Sequence[Category], text: Iterable[str] | None) ->
             name=category.name,
             text=category.name in chosen if chosen is not None else category.name.lower() not in NON_TEXT_NAMES,
         )
-        for category in sorted(given, key=lambda category: category.id)
+        for category in sorted(categories, key=lambda category: category.id)
     ]
 
 
-def _check_images(all_pages: list[Page], images: Path) -> None:
-    missing = [page.image.file_name for page in all_pages if not (images / page.image.file_name).is_file()]
+def _check_images(pages: list[Page], images: Path) -> None:
+    missing = [page.image.file_name for page in pages if not (images / page.image.file_name).is_file()]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(all_pages)} images are not in {images}, such as {missing[0]!r}; "
+            f"{len(missing)} of {len(pages)} images are not in {images}, such as {missing[0]!r}; "
             "give the folder that file names are relative to"
         )
 
@@ -143,18 +148,18 @@ def _is_resumable(building: Path, source: str) -> bool:
         return False
 
 
-def _tasks(all_pages: list[Page], images: Path, building: Path, source: str, samples_per_shard: int) -> list[ShardTask]:
+def _tasks(pages: list[Page], images: Path, building: Path, source: str, samples_per_shard: int) -> list[ShardTask]:
     if not _is_resumable(building, source):
         shutil.rmtree(building, ignore_errors=True)
         write_json(building / PLAN, {"source": source})
     return [
         ShardTask(
             path=building / f"shard-{first // samples_per_shard:06d}.tar",
-            pages=all_pages[first : first + samples_per_shard],
+            pages=pages[first : first + samples_per_shard],
             images=images,
             first=first,
         )
-        for first in range(0, len(all_pages), samples_per_shard)
+        for first in range(0, len(pages), samples_per_shard)
     ]
 
 
@@ -174,7 +179,7 @@ def _write(
             progress(sum(entry.samples for entry in shards), total)
     for task in tasks:
         for path in (task.path, index_path(task.path)):
-            if path.exists():  # otherwise it was moved before an interruption
+            if path.exists():  # otherwise an interrupted run moved it
                 path.rename(out / path.name)
     sync_folder(out)
     shards.sort(key=lambda shard: shard.name)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import webdataset as wds
 from PIL import Image as PillowImage
-from PIL import UnidentifiedImageError
 
 from pipeline.core.errors import DataError
 from pipeline.core.files import atomic_path, sha256_file, write_json
+from pipeline.data.format.images import DECODING_ERRORS
 from pipeline.data.format.index import build_index
 from pipeline.data.format.schema import Shard
 from pipeline.data.prepare.coco import Page
@@ -24,19 +24,20 @@ class ShardTask:
     path: Path
     pages: list[Page]
     images: Path
+    """Folder of the page images."""
     first: int
-    """Number of its first page."""
+    """Number of the first page."""
 
     @property
-    def record(self) -> Path:
-        """What is known of the finished tar; written after it."""
+    def entry_path(self) -> Path:
+        """File with the tar's entry for ``dataset.json``, written after the tar."""
         return self.path.with_suffix(".json")
 
 
 def write_shard(task: ShardTask) -> Shard:
-    """Write one tar, its index and its record, unless that was done before."""
-    if task.record.exists():
-        return Shard.model_validate_json(task.record.read_text())
+    """Write one tar, its index and its entry, unless a previous run did."""
+    if task.entry_path.exists():
+        return Shard.model_validate_json(task.entry_path.read_text())
     with (
         atomic_path(task.path) as temporary,
         temporary.open("wb") as stream,
@@ -46,12 +47,12 @@ def write_shard(task: ShardTask) -> Shard:
             writer.write(_sample(f"{number:09d}", page, task.images))
     build_index(task.path)
     shard = shard_entry(task.path, len(task.pages))
-    write_json(task.record, shard.model_dump())
+    write_json(task.entry_path, shard.model_dump())
     return shard
 
 
 def shard_entry(path: Path, samples: int, excluded: tuple[str, ...] = ()) -> Shard:
-    """The entry of a tar in ``dataset.json``."""
+    """Entry of a tar in ``dataset.json``."""
     return Shard(
         name=path.name, samples=samples, bytes=path.stat().st_size, sha256=sha256_file(path), excluded=excluded
     )
@@ -72,7 +73,7 @@ def _sample(key: str, page: Page, images: Path) -> dict[str, object]:
 
 
 def _image_bytes(path: Path, page: Page) -> tuple[bytes, str]:
-    """The file as it is where it is a JPEG or PNG, otherwise the same pixels as PNG."""
+    """Bytes and extension of an image: JPEG and PNG files unchanged, others re-encoded as PNG."""
     content = path.read_bytes()
     try:
         with PillowImage.open(io.BytesIO(content)) as image:
@@ -82,13 +83,13 @@ def _image_bytes(path: Path, page: Page) -> tuple[bytes, str]:
                 buffer = io.BytesIO()
                 image.convert("RGB").save(buffer, "PNG")
                 content, kind = buffer.getvalue(), "PNG"
-    except (UnidentifiedImageError, OSError, SyntaxError, PillowImage.DecompressionBombError) as error:
+    except DECODING_ERRORS as error:
         raise DataError(
-            f"image {path} cannot be read ({error}); replace it or take it out of the annotations"
+            f"image {path} cannot be read ({error}); replace it or remove it from the annotations"
         ) from error
     if size != (page.image.width, page.image.height):
         raise DataError(
             f"image {path} is {size[0]} x {size[1]} px, but its annotation says {page.image.width} x "
-            f"{page.image.height}; mend the annotation, whose boxes would not fit"
+            f"{page.image.height}; correct the annotation, whose boxes would not fit"
         )
     return content, "jpg" if kind == "JPEG" else "png"

@@ -1,4 +1,4 @@
-"""What a dataset holds, in numbers."""
+"""Summary of a dataset in numbers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pipeline.data.format.dataset import PackedDataset
 
 
 def summarize(location: str | Path) -> dict[str, Any]:
-    """Pages, regions, shards, bytes, identity, and regions per class; reads only the indexes."""
+    """Count pages, regions, shards, bytes and regions per class; reads only the indexes."""
     dataset = PackedDataset(location)
     regions: Counter[int] = Counter()
-    for sample in range(len(dataset)):
-        regions.update(dataset.sample(sample).classes.tolist())
+    for index in range(len(dataset)):
+        regions.update(dataset.sample(index).classes.tolist())
     categories = dataset.description.categories
     return {
         "pages": len(dataset),
@@ -24,7 +24,7 @@ def summarize(location: str | Path) -> dict[str, Any]:
         "bytes": sum(shard.bytes for shard in dataset.description.shards),
         "identity": dataset.identity,
         "classes": {
-            category.name: {"id": category.id, "text": category.text, "regions": regions[place]}
-            for place, category in enumerate(categories)
+            category.name: {"id": category.id, "text": category.text, "regions": regions[index]}
+            for index, category in enumerate(categories)
         },
     }

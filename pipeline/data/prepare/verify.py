@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, and taking out what cannot be used."""
+"""Finding the problems of a dataset, and excluding what cannot be used."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ def verify(
     on_ray: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Problem]:
-    """Check every shard of the dataset in ``folder`` and list what is wrong, in order of shards.
+    """Check every shard of a dataset and return its problems, in the order of shards.
 
-    Checked are size and SHA-256 of tars, their structure, every sample's bytes against the index, images (they decode,
-    are what their name says, and have the size stated), jsons, categories, boxes, and keys and image ids, which must be
-    unique in the whole dataset.
+    Checks size and SHA-256 of tars, their structure, every sample's bytes against the index, images (decodable, of the
+    named format and the stated size), jsons, categories, boxes, and that keys and image ids are unique in the dataset.
 
     Args:
-        folder: of a dataset on this machine.
-        exclude: take bad samples, and shards that cannot be read, out of the dataset for good, which gives it another
-            identity; the tars stay as they are.
-        workers: processes; 0 for as many as is worthwhile.
-        on_ray: on a Ray cluster, which must see the same folder.
-        progress: called with (shards done, shards in all).
+        folder: local dataset folder.
+        exclude: permanently exclude bad samples and unreadable shards, which changes the dataset's identity; tars stay
+            unchanged.
+        workers: processes; 0 picks a number by the amount of work.
+        on_ray: run on a Ray cluster, which must see the same folder.
+        progress: called with (shards done, shards in total).
 
-    Raises DataError where ``folder`` holds no dataset, or nothing of it would be left.
+    Raises:
+        DataError: if ``folder`` holds no dataset, or excluding would leave nothing.
     """
     dataset = read_dataset_json(folder)
     categories = frozenset(category.id for category in dataset.categories)
     tasks = [ShardCheck(folder, shard, categories) for shard in dataset.shards]
-    found: dict[str, ShardReport] = {}
+    by_name: dict[str, ShardReport] = {}
     for report in map_unordered(check_shard, tasks, workers, on_ray):
-        found[report.shard.name] = report
+        by_name[report.shard.name] = report
         if progress is not None:
-            progress(len(found), len(tasks))
-    ordered = [found[shard.name] for shard in dataset.shards]
-    problems = [problem for report in ordered for problem in report.problems] + list(_doubled(ordered))
+            progress(len(by_name), len(tasks))
+    reports = [by_name[shard.name] for shard in dataset.shards]
+    problems = [problem for report in reports for problem in report.problems] + list(_duplicates(reports))
     if exclude and problems:
-        _exclude(folder, dataset, ordered, problems)
+        _exclude(folder, dataset, reports, problems)
     return problems
 
 
-def _doubled(found: Sequence[ShardReport]) -> Iterator[Problem]:
-    """Keys and image ids that more than one shard, or sample, has; the first that has one may keep it."""
+def _duplicates(reports: Sequence[ShardReport]) -> Iterator[Problem]:
+    """Keys and image ids that several shards or samples have; the first one may keep it."""
     seen: dict[tuple[str, str | int], str] = {}
-    for report in found:
+    for report in reports:
         counted = Counter[tuple[str, str | int]]()
         for key in report.keys:
             names: list[tuple[str, str | int]] = [("key", key)]
@@ -67,17 +67,17 @@ def _doubled(found: Sequence[ShardReport]) -> Iterator[Problem]:
                 counted[name] += 1
                 if name in seen or counted[name] > 1:
                     where = seen.get(name, report.shard.name)
-                    yield Problem(report.shard.name, key, f"its {name[0]} {name[1]} stands in {where} already")
+                    yield Problem(report.shard.name, key, f"its {name[0]} {name[1]} is used in {where} already")
         seen = {**dict.fromkeys(counted, report.shard.name), **seen}
 
 
-def _exclude(folder: Path, dataset: DatasetJson, found: Sequence[ShardReport], problems: Sequence[Problem]) -> None:
+def _exclude(folder: Path, dataset: DatasetJson, reports: Sequence[ShardReport], problems: Sequence[Problem]) -> None:
     bad: dict[str, set[str]] = {}
     for problem in problems:
         if problem.key is not None:
             bad.setdefault(problem.shard, set()).add(problem.key)
     kept = []
-    for report in found:
+    for report in reports:
         name = report.shard.name
         if not report.readable:
             continue
@@ -88,6 +88,6 @@ def _exclude(folder: Path, dataset: DatasetJson, found: Sequence[ShardReport], p
             kept.append(shard_entry(folder / name, samples, excluded))
     if not kept:
         raise DataError(f"{folder} holds no sample that can be used; pack it again")
-    # With the source gone, packing again would no longer take this for what it makes.
+    # Without its source, packing again no longer takes this for its own result.
     changed = dataset.model_copy(update={"shards": kept, "source": ""})
     write_json(folder / DATASET_FILE, changed.model_dump())

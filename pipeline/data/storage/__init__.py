@@ -1,0 +1,1 @@
+"""Where the files of datasets and caches are read from: folders, HTTP, object storage, with a cache of shards."""

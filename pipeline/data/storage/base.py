@@ -1,4 +1,4 @@
-"""What all places that datasets lie in have in common: settings, interface, and how failures are told."""
+"""Interface and settings of dataset storage, and how its failures are reported."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from graphkd.errors import ConfigError
 from pipeline.core.errors import DataError
 
 CHUNK_BYTES = 8 << 20
-# What trying again cannot mend.
+# Errors that another try does not change.
 PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError, ConfigError)
 
 
 class StorageConfig(BaseModel):
-    """How remote datasets are read. Local ones take none of this."""
+    """How remote datasets are read. Ignored for local ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cache: Path | None = None
-    """Local folder that keeps copies of remote shards, also over crashes; None reads from afar every time."""
+    """Local folder for copies of remote shards, kept across restarts; None reads remotely every time."""
     cache_gb: float = Field(default=100.0, gt=0)
-    """Bound of that folder in GB (10^9 bytes); the shards used longest ago go first."""
+    """Size limit of that folder, GB (10^9 bytes); least recently used shards are removed first."""
     attempts: int = Field(default=6, ge=1)
-    """Tries of every read before the run fails, with growing random pauses between them."""
+    """Attempts per read, with exponential backoff and jitter."""
     timeout_s: float = Field(default=30.0, gt=0)
-    """Seconds without an answer after which a read counts as failed."""
+    """Timeout of connecting and of waiting for data, seconds."""
 
 
 class ByteRange(NamedTuple):
-    """Some bytes of one file of a dataset."""
+    """A range of bytes in one file of a dataset."""
 
     name: str
     start: int
@@ -42,7 +42,7 @@ class ByteRange(NamedTuple):
 
 
 class FileInfo(NamedTuple):
-    """What a file must be."""
+    """Expected size and hash of a file."""
 
     bytes: int
     sha256: str
@@ -53,23 +53,23 @@ class Store(Protocol):
     """The files of one folder, read-only."""
 
     location: str
-    """What users call it."""
+    """Path or URL, for messages."""
 
     def read(self, name: str) -> bytes:
-        """A whole file; raises DataError where it is missing or cannot be had."""
+        """Read a whole file. Raises DataError if it is missing or cannot be read."""
         ...
 
-    def read_ranges(self, wanted: Sequence[ByteRange]) -> list[bytes]:
-        """Parts of files, in order, each of the size asked for; raises DataError naming one that cannot be had."""
+    def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
+        """Read ranges of files, in order and of full size. Raises DataError naming a file that cannot be read."""
         ...
 
     def register(self, files: Mapping[str, FileInfo]) -> None:
-        """Say of which files ranges will be read, so that copies of them may be kept."""
+        """Announce the files that ranges will be read from, so that copies of them may be kept."""
         ...
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether trying again may help; answers of the kind 4xx (but 408 and 429) will not change."""
+    """Whether another try may succeed. HTTP 4xx is permanent, except 408 and 429."""
     if isinstance(error, PERMANENT) or not isinstance(error, Exception):
         return False
     status = getattr(error, "status", None)
@@ -77,11 +77,11 @@ def is_transient(error: BaseException) -> bool:
 
 
 def read_error(where: str, error: BaseException, attempts: int = 1) -> DataError:
-    """The error of a file that cannot be had, in one line, with how often it was tried."""
+    """Error of a file that cannot be read, in one line."""
     missing = isinstance(error, FileNotFoundError) or getattr(error, "errno", None) == errno.ENOENT
     reason = "does not exist" if missing else f"cannot be read ({_first_line(error)})"
     tried = f" after {attempts} tries" if attempts > 1 and is_transient(error) else ""
-    return DataError(f"{where} {reason}{tried}; look at the location, its access rights and the network")
+    return DataError(f"{where} {reason}{tried}; check the location, its access rights and the network")
 
 
 def _first_line(error: BaseException) -> str:

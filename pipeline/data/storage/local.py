@@ -1,4 +1,4 @@
-"""Datasets in a folder of this machine."""
+"""Datasets in a local folder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from cachetools import LRUCache, cachedmethod
 from pipeline.core.errors import DataError
 from pipeline.data.storage.base import ByteRange, FileInfo, read_error
 
-MAX_OPEN_FILES = 256  # per process; a rank reads 64 or so shards side by side
+MAX_OPEN_FILES = 256  # per process; a rank reads about 64 shards at a time
 
 
 class LocalStore:
-    """A folder of this machine (or mounted on it)."""
+    """A folder on this machine or mounted on it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -28,22 +28,22 @@ class LocalStore:
         self._guard = Lock()
 
     def read(self, name: str) -> bytes:
-        """A whole file."""
+        """Read a whole file."""
         try:
             return (self.folder / name).read_bytes()
         except OSError as error:
             raise read_error(f"{self.folder / name}", error) from error
 
-    def read_ranges(self, wanted: Sequence[ByteRange]) -> list[bytes]:
-        """Parts of files, by ``pread``."""
-        return [self._range(part) for part in wanted]
+    def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
+        """Read ranges of files with ``pread``."""
+        return [self._read_range(part) for part in ranges]
 
     def register(self, files: Mapping[str, FileInfo]) -> None:
         """Nothing to prepare."""
 
-    def _range(self, part: ByteRange) -> bytes:
+    def _read_range(self, part: ByteRange) -> bytes:
         try:
-            file = self._file(part.name)  # held, so that another thread that makes room does not close it
+            file = self._file(part.name)  # a reference, so that another thread's eviction does not close it
             content = os.pread(file.fileno(), part.size, part.start)
         except OSError as error:
             raise read_error(f"{self.folder / part.name}", error) from error

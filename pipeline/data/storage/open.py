@@ -1,4 +1,4 @@
-"""From a location to the store that reads it."""
+"""Choosing the store for a location."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from pipeline.data.storage.shard_cache import CachedStore
 
 
 def open_store(location: str | Path, config: StorageConfig | None = None) -> Store:
-    """The store of a folder or URL; raises ConfigError for a protocol that is not known or not installed."""
+    """Open the store of a folder or URL.
+
+    Raises:
+        ConfigError: for a protocol that is unknown or whose package is not installed.
+    """
     config = config or StorageConfig()
     text = str(location)
     protocol = text.partition("://")[0] if "://" in text else ""

@@ -1,4 +1,4 @@
-"""Datasets that fsspec reaches: http, https, s3, gs."""
+"""Datasets on remote storage through fsspec: http, https, s3, gs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 
 PROTOCOLS = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}
+"""Protocol -> package that it needs."""
 
 
 class RemoteStore:
-    """A folder behind fsspec; every read is tried again after pauses that grow at random (full jitter)."""
+    """A folder behind fsspec. Reads are retried with exponential backoff and full jitter."""
 
     def __init__(self, location: str, protocol: str, config: StorageConfig) -> None:
         self.location = location.rstrip("/")
@@ -28,19 +29,19 @@ class RemoteStore:
         self._filesystem: Any = None
 
     def read(self, name: str) -> bytes:
-        """A whole file."""
-        return self._retried(lambda: self._fs().cat_file(self._url(name)), lambda: name)
+        """Read a whole file."""
+        return self._retry(lambda: self._fs().cat_file(self._url(name)), lambda: name)
 
-    def read_ranges(self, wanted: Sequence[ByteRange]) -> list[bytes]:
-        """Parts of files, fetched side by side; those that failed are tried again."""
-        if not wanted:
+    def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
+        """Read ranges of files concurrently, retrying those that failed."""
+        if not ranges:
             return []
         found: dict[ByteRange, bytes] = {}
-        failed = wanted[0]
+        failed = ranges[0]
 
         def fetch() -> None:
             nonlocal failed
-            missing = [part for part in dict.fromkeys(wanted) if part not in found]
+            missing = [part for part in dict.fromkeys(ranges) if part not in found]
             failure: BaseException | None = None
             for part, answer in zip(missing, self._answers(missing), strict=True):
                 if isinstance(answer, bytes) and len(answer) == part.size:
@@ -50,8 +51,8 @@ class RemoteStore:
             if failure is not None:
                 raise failure
 
-        self._retried(fetch, lambda: failed.name)
-        return [found[part] for part in wanted]
+        self._retry(fetch, lambda: failed.name)
+        return [found[part] for part in ranges]
 
     def _answers(self, parts: Sequence[ByteRange]) -> list[bytes | BaseException]:
         answers: list[bytes | BaseException] = self._fs().cat_ranges(
@@ -63,8 +64,8 @@ class RemoteStore:
         return answers
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """A whole file in pieces, each of which is tried again by itself."""
-        size = self._retried(lambda: int(self._fs().size(self._url(name))), lambda: name)
+        """Read a whole file in chunks, each retried on its own."""
+        size = self._retry(lambda: int(self._fs().size(self._url(name))), lambda: name)
         for start in range(0, size, CHUNK_BYTES):
             yield self.read_ranges([ByteRange(name=name, start=start, size=min(CHUNK_BYTES, size - start))])[0]
 
@@ -74,7 +75,7 @@ class RemoteStore:
     def _url(self, name: str) -> str:
         return f"{self.location}/{name}"
 
-    def _retried(self, attempt: Callable[[], Value], name: Callable[[], str]) -> Value:
+    def _retry(self, attempt: Callable[[], Value], name: Callable[[], str]) -> Value:
         from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_random_exponential
 
         retrying = Retrying(
@@ -92,7 +93,7 @@ class RemoteStore:
             raise read_error(self._url(name()), error, self.config.attempts) from error
 
     def _fs(self) -> Any:
-        # Made where it is used: a loader worker needs its own event loop.
+        # Created at first use: every loader worker needs its own event loop.
         if self._filesystem is None:
             self._filesystem = _filesystem(self._protocol, self.config.timeout_s)
         return self._filesystem
@@ -100,7 +101,7 @@ class RemoteStore:
 
 def _wrong_size(part: ByteRange, answer: bytes) -> OSError:
     return OSError(
-        f"{part.size} bytes from {part.start} were asked for, {len(answer)} came; does the server know byte ranges?"
+        f"asked for {part.size} bytes from {part.start}, got {len(answer)}; does the server support byte ranges?"
     )
 
 
@@ -122,6 +123,6 @@ def _options(protocol: str, timeout: float) -> dict[str, Any]:
         return {
             "client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)}
         }
-    if protocol == "s3":  # its own retries stay low: ours cover all that can go wrong
+    if protocol == "s3":  # few retries of its own: ours cover every failure
         return {"config_kwargs": {"connect_timeout": timeout, "read_timeout": timeout, "retries": {"max_attempts": 1}}}
     return {"requests_timeout": timeout}

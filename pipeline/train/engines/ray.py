@@ -1,7 +1,7 @@
-"""The Ray engine: Ray Train starts the workers and restarts them after a crash; checkpoints are our own.
+"""The Ray engine: Ray Train starts workers and restarts them after a crash. Checkpoints are our own.
 
-Ray's record of checkpoints is not used: a worker group that starts again goes on from the newest complete checkpoint
-in the run folder, in whatever state Ray's files are.
+Ray's checkpoint records are not used: a restarted worker group resumes from the newest complete checkpoint in the run
+folder, whatever the state of Ray's files.
 """
 
 from __future__ import annotations
@@ -10,55 +10,42 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from graphkd.errors import ConfigError
-from pipeline.config import RunConfig
+from pipeline.config import EngineConfig, RunConfig
 from pipeline.core.ray_session import ray_session, to_user_error
-from pipeline.train.shutdown import stop_file, stopped_error
+from pipeline.core.run_paths import RAY
+from pipeline.train.shutdown import forward_signals_to_workers, stopped_error
 
-RAY_FOLDER = "ray"
 RESIZE_S = 30.0
-"""Between looks at whether there is room for more workers."""
-ASK_EVERY = 10
-"""Steps between questions about nodes that are to go; each costs all workers a call to an actor."""
+"""Interval of checks for room for more workers."""
+PREEMPTION_CHECK_STEPS = 10
+"""Steps between checks for preemption notices; each costs all workers a call to an actor."""
 
 
 def run_ray(config: RunConfig) -> None:
-    """Train on Ray Train workers; raises the worker's own UserError, or LostWorkersError with Ray's reason."""
+    """Train on Ray Train workers. Raises the worker's own UserError, or LostWorkersError with Ray's reason."""
     try:
         import ray.train
-        from ray.train import FailureConfig, ScalingConfig
-        from ray.train import RunConfig as RayRunConfig
         from ray.train.torch import TorchTrainer
     except ImportError as error:
         raise ConfigError(
             "engine.name is ray, but Ray is not installed; pip install 'graphkd[ray]' or --engine local"
         ) from error
-    storage = config.folder / RAY_FOLDER
-    shutil.rmtree(storage, ignore_errors=True)  # of earlier starts, which decide nothing
+    storage = config.folder / RAY
+    shutil.rmtree(storage, ignore_errors=True)  # of earlier starts
     with ray_session(config.engine.max_workers):
-        use_gpu = config.engine.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
-        scaling: dict[str, Any] = {
-            "num_workers": config.engine.workers,
-            "use_gpu": use_gpu,
-            # A worker without a GPU asks for one core and uses many: packed, they would share one node's.
-            "placement_strategy": "PACK" if use_gpu else "SPREAD",
-            "elastic_resize_monitor_interval_s": RESIZE_S,
-        }
         trainer = TorchTrainer(
             _worker,
             train_loop_config={"config": config.model_dump(mode="json"), "directory": os.getcwd()},
-            scaling_config=ScalingConfig(**scaling),
-            run_config=RayRunConfig(
-                name=f"start-{time.time_ns()}",
-                storage_path=str(storage.resolve()),
-                failure_config=FailureConfig(max_failures=config.engine.max_failures),
-            ),
+            scaling_config=_scaling(config.engine),
+            run_config=_ray_run_config(config.engine, storage),
         )
-        with stop_file(config.folder) as received:
+        with forward_signals_to_workers(config.folder) as received:
             try:
                 trainer.fit()
             except ray.train.TrainingFailedError as error:
@@ -67,25 +54,52 @@ def run_ray(config: RunConfig) -> None:
             raise stopped_error(received[0])
 
 
-def _worker(given: dict[str, Any]) -> None:
+def _scaling(engine: EngineConfig) -> Any:
+    import ray
+    from ray.train import ScalingConfig
+
+    use_gpu = engine.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+    options: dict[str, Any] = {
+        "num_workers": engine.workers,
+        "use_gpu": use_gpu,
+        # A worker without a GPU asks for one core and uses many, so packing would overload one node.
+        "placement_strategy": "PACK" if use_gpu else "SPREAD",
+        "elastic_resize_monitor_interval_s": RESIZE_S,
+    }
+    return ScalingConfig(**options)
+
+
+def _ray_run_config(engine: EngineConfig, storage: Path) -> Any:
+    from ray.train import FailureConfig
+    from ray.train import RunConfig as RayRunConfig
+
+    return RayRunConfig(
+        name=f"start-{time.time_ns()}",
+        storage_path=str(storage.resolve()),
+        failure_config=FailureConfig(max_failures=engine.max_failures),
+    )
+
+
+def _worker(arguments: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
     from pipeline.config import resolve
+    from pipeline.context import RunContext
     from pipeline.core.distributed import init_distributed
     from pipeline.train.worker import run_worker
 
-    os.chdir(given["directory"])
-    config = resolve(given["config"], "the submitted config")
+    os.chdir(arguments["directory"])
+    config = resolve(arguments["config"], "the submitted config")
     context = ray.train.get_context()
-    cores = len(os.sched_getaffinity(0))  # those that a job was given, not all of its node's
+    cores = len(os.sched_getaffinity(0))  # of the job, not of the whole node
     torch.set_num_threads(config.engine.threads or max(1, cores // context.get_local_world_size()))
     world = init_distributed(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    run_worker(config, world, _preemption())
+    run_worker(RunContext(config), world, _preemption_notice())
 
 
-def _preemption() -> Callable[[], bool]:
-    """Says once for each node whose end Ray announces that a checkpoint is due; a collective of all workers."""
+def _preemption_notice() -> Callable[[], bool]:
+    """Return a function that is True once for each node whose preemption Ray announces. A collective of all workers."""
     import ray.train
 
     announced: set[str] = set()
@@ -94,7 +108,7 @@ def _preemption() -> Callable[[], bool]:
     def preemption_imminent() -> bool:
         nonlocal calls
         calls += 1
-        if calls % ASK_EVERY or not hasattr(ray.train, "get_preemption_info"):  # Ray before 2.60 knows of none
+        if calls % PREEMPTION_CHECK_STEPS or not hasattr(ray.train, "get_preemption_info"):  # new in Ray 2.60
             return False
         info = ray.train.get_preemption_info()
         fresh = set(info.preempted_node_ids) - announced if info else set()

@@ -193,8 +193,8 @@ def test_batches_split_into_targets() -> None:
         counts=torch.tensor([1, 2]),
         samples=torch.tensor([4, 5]),
         seeds=torch.tensor([7, 8]),
-        view_numbers=torch.tensor([0, 0]),
-        views=torch.ones(2, 4),
+        view_index=torch.tensor([0, 0]),
+        affine=torch.ones(2, 4),
         replaced_sample=torch.full((2,), -1),
     )
     split = batch.targets()

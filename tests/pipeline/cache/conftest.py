@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import RunConfig, resolve
+from pipeline.context import RunContext
 from pipeline.train.run import train_run
 from tests.support.runs import VIEW, StudentOf, small_run
 
@@ -16,7 +17,7 @@ from tests.support.runs import VIEW, StudentOf, small_run
 def taught(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds a trained teacher."""
     out = tmp_path_factory.mktemp("taught")
-    train_run(resolve(small_run(out, dataset_folder, "teacher", data=VIEW), "teacher"))
+    train_run(RunContext(resolve(small_run(out, dataset_folder, "teacher", data=VIEW), "teacher")))
     return out
 
 

@@ -23,8 +23,9 @@ import yaml
 from pipeline.cache.build import build_cache, local_builders
 from pipeline.cache.verify import check_bytes
 from pipeline.config import RunConfig
+from pipeline.context import RunContext
 from pipeline.core.errors import OutputError
-from pipeline.core.files import locked
+from pipeline.core.locks import file_lock
 from tests.support.processes import clean_processes, die_at, end_all, processes_of, small_disk, wait_for
 from tests.support.runs import StudentOf, build_here
 
@@ -41,7 +42,7 @@ def build_and_die(config: RunConfig, function: str, call: int, after: bool) -> N
 
     die_at(os if function == "replace" else writer._HashedFile, function, call, after)
     torch.set_num_threads(1)
-    build_cache(config, local_builders(config, CPU))
+    build_cache(RunContext(config), local_builders(RunContext(config)))
 
 
 @pytest.fixture(autouse=True)
@@ -145,7 +146,7 @@ def build_slowly(config: RunConfig) -> None:
 
     writer.CacheFileWriter.add = slow  # type: ignore[method-assign]
     torch.set_num_threads(1)
-    build_cache(config, local_builders(config, CPU))
+    build_cache(RunContext(config), local_builders(RunContext(config)))
 
 
 def test_two_builds_of_one_cache_share_the_work(
@@ -217,10 +218,10 @@ def test_a_lock_that_its_holder_removed_is_taken_anew(tmp_path: Path) -> None:
     taken: list[bool] = []
 
     def wait() -> None:
-        with locked(path) as own:
+        with file_lock(path) as own:
             taken.append(own and path.exists())
 
-    with locked(path), locked(path, wait=False) as second:
+    with file_lock(path), file_lock(path, wait=False) as second:
         assert not second
         waiter = threading.Thread(target=wait)
         waiter.start()
@@ -235,11 +236,11 @@ RAY_BUILD = """
 import sys
 from pathlib import Path
 from pipeline.config import load_config
-from pipeline.core.files import locked
 from pipeline.cache.build import build_cache
 from pipeline.cache.ray_builders import ray_builders
-config = load_config(Path(sys.argv[1]))
-build_cache(config, ray_builders(config, workers=2))
+from pipeline.context import RunContext
+context = RunContext(load_config(Path(sys.argv[1])))
+build_cache(context, ray_builders(context, workers=2))
 """
 
 

@@ -11,10 +11,12 @@ from torch import Tensor
 from graphkd.batch import PageBatch
 from pipeline.cache.quantize import Precision, dequantize, quantize
 from pipeline.config import RunConfig
+from pipeline.context import RunContext
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.loading.loader import PageDataset, collate
 from pipeline.data.loading.order import SampleRef
-from pipeline.train.builders import build_step, signal_source
+from pipeline.train.signal_source import signal_source
+from pipeline.training_step import build_training_step
 from tests.support.runs import StudentOf, build_here
 
 pytestmark = [pytest.mark.method, pytest.mark.cache]
@@ -41,9 +43,8 @@ def pages(config: RunConfig, samples: range) -> PageBatch:
 
 
 def losses(config: RunConfig, batch: PageBatch) -> dict[str, Tensor]:
-    dataset = PackedDataset(config.data.train)
-    step = build_step(config, dataset, CPU).train()
-    terms = step(batch, signal_source(config, dataset, CPU).signals(batch))
+    step = build_training_step(RunContext(config), CPU).train()
+    terms = step(batch, signal_source(RunContext(config), CPU).signals(batch))
     return {name: values.detach() for name, values in terms.items()}
 
 

@@ -21,16 +21,18 @@ from pipeline.cache import plan as cache_plan
 from pipeline.cache.format import COLUMNS, CacheJson, NodeStore, cache_schema
 from pipeline.cache.plan import plan_cache
 from pipeline.cache.quantize import Precision
-from pipeline.cache.ray_builders import Share, shares
-from pipeline.cache.rows import CacheReader, Row
+from pipeline.cache.ray_builders import Share, divide_cluster
+from pipeline.cache.reader import CacheReader, Row
 from pipeline.cache.verify import verify_cache
 from pipeline.cli.main import app
 from pipeline.config import RunConfig
+from pipeline.context import RunContext
 from pipeline.core.errors import CacheError, DataError, OutputError
 from pipeline.data.format.dataset import PackedDataset
+from pipeline.data.loading.augmentation import EVALUATION_VIEW
 from pipeline.data.loading.loader import PageDataset, collate
 from pipeline.data.loading.order import SampleRef
-from pipeline.train.builders import signal_source
+from pipeline.train.signal_source import signal_source
 from tests.support.runs import StudentOf, build_here
 from tests.support.servers import served_bucket, served_files
 
@@ -53,24 +55,24 @@ def built(student_of: StudentOf, store: NodeStore, precision: Precision, **teach
 @pytest.mark.parametrize(("store", "precision"), FORMS)
 def test_a_plan_foretells_the_bytes(store: NodeStore, precision: Precision, student_of: StudentOf) -> None:
     config = student_of(f"planned-{store}-{precision}", store=store, cache_dtype=precision)
-    plan = plan_cache(config, CPU, pages=10)
+    plan = plan_cache(RunContext(config), pages=10)
     assert not config.cache_folder.exists(), "nothing is left by planning"
     description = build_here(config)
     footers = sum(shard.bytes for shard in description.shards) - plan.need_bytes
     assert 0 <= footers < 0.02 * description.bytes + 2000 * len(description.shards)
     assert plan.most_bytes >= plan.need_bytes and plan.rows == 10
-    assert plan_cache(config, CPU, pages=2).need_bytes == 0, "what is built needs no more room"
+    assert plan_cache(RunContext(config), pages=2).need_bytes == 0, "what is built needs no more room"
 
 
 def test_a_plan_reckons_hours_and_storage(student_of: StudentOf, monkeypatch: pytest.MonkeyPatch) -> None:
     config = student_of("reckoned", store="pooled", cache_dtype="fp16")
     monkeypatch.setattr(cache_plan, "measure_write", lambda folder: 1000.0)  # a disk of 1 kB/s
-    slow = plan_cache(config, CPU, gpus=4, rate=50.0, pages=4)
+    slow = plan_cache(RunContext(config), gpus=4, rate=50.0, pages=4)
     assert slow.bound == "disk" and slow.hours == pytest.approx(slow.need_bytes / 1000 / 3600)
     assert slow.read_mb_s == pytest.approx(200 * slow.page_bytes / 1e6)
     assert [feed.enough for feed in slow.feeds] == [feed.pages_s >= 200 for feed in slow.feeds]
     monkeypatch.setattr(cache_plan, "measure_write", lambda folder: 1e12)
-    fast = plan_cache(config, CPU, builders=2, pages=4)
+    fast = plan_cache(RunContext(config), builders=2, pages=4)
     assert fast.bound == "teacher" and fast.hours == pytest.approx(10 / (2 * fast.pages_s) / 3600)
 
 
@@ -78,12 +80,12 @@ def test_a_cache_that_will_not_fit_is_refused_with_one_that_does(
     student_of: StudentOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = student_of("too-large", store="pooled", cache_dtype="fp32")
-    plan = plan_cache(config, CPU, pages=4)
-    plan.require_room()
+    plan = plan_cache(RunContext(config), pages=4)
+    plan.check_space()
     room = next(size.total_bytes for size in plan.sizes if (size.store, size.nodes) == ("descriptors", 16))
     monkeypatch.setattr(cache_plan.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2 * room))
     with pytest.raises(OutputError, match=r"the cache needs .* GB free; give teacher\.cache on another disk, or "):
-        plan_cache(config, CPU, pages=4).require_room()
+        plan_cache(RunContext(config), pages=4).check_space()
 
 
 @pytest.mark.parametrize(("store", "precision"), FORMS)
@@ -91,7 +93,7 @@ def test_verify_finds_nothing_wrong_with_a_fresh_cache(
     store: NodeStore, precision: Precision, student_of: StudentOf
 ) -> None:
     config, _ = built(student_of, store, precision)
-    found = verify_cache(config, CPU, pages=6)
+    found = verify_cache(RunContext(config), pages=6)
     assert found.problems == [] and found.agreement is not None
     seen = found.agreement
     assert seen.pages == 6 and seen.same_nodes == 1.0
@@ -116,21 +118,21 @@ def test_verify_says_when_the_teacher_says_something_else(
         return [Row(row.sample, row.view, row.arrays | {"pooled": row.arrays["pooled"] * factor}) for row in rows]
 
     monkeypatch.setattr(CacheReader, "rows", altered)
-    found = verify_cache(config, CPU, pages=4)
+    found = verify_cache(RunContext(config), pages=4)
     assert len(found.problems) == 1 and "losses differ from the live teacher's by" in found.problems[0]
 
 
 def test_a_student_without_a_method_verifies_too(student_of: StudentOf) -> None:
     build_here(student_of("tools-pooled-fp32", cache_dtype="fp32", store="pooled"))
     alone = student_of("tools-pooled-fp32", {"method": {"name": "none"}}, cache_dtype="fp32", store="pooled")
-    found = verify_cache(alone, CPU, pages=2)
+    found = verify_cache(RunContext(alone), pages=2)
     assert found.problems == [] and found.agreement is not None and found.agreement.loss_difference < 1e-5
 
 
 def test_planning_refuses_a_folder_of_another_cache(student_of: StudentOf) -> None:
     build_here(student_of("tools-pooled-fp16", cache_dtype="fp16", store="pooled"))
     with pytest.raises(CacheError, match="dtype"):
-        plan_cache(student_of("tools-pooled-fp16", cache_dtype="int8", store="pooled"), CPU, pages=2)
+        plan_cache(RunContext(student_of("tools-pooled-fp16", cache_dtype="int8", store="pooled")), pages=2)
 
 
 @pytest.mark.parametrize("compression", ["lz4", "zstd"])
@@ -146,7 +148,7 @@ def test_a_compressed_cache_says_the_same(compression: str, student_of: StudentO
 def read(config: RunConfig, samples: range) -> dict[str, torch.Tensor]:
     dataset = PackedDataset(config.data.train)
     items = PageDataset(dataset, config.data.view, config.run.seed, config.views)
-    source = signal_source(config, dataset, CPU)
+    source = signal_source(RunContext(config), CPU)
     batches = [collate([items[SampleRef(0, sample)]]) for sample in samples]
     said = [source.signals(batch, stored) for batch, stored in source.prefetch(batches)]
     names = ("boxes", "scores", "classes", "logits", "deltas", "pooled", "valid")
@@ -191,10 +193,10 @@ def test_a_file_holds_what_the_schema_says_and_any_arrow_reader_reads_it(student
 def test_a_page_shown_in_another_view_is_refused(student_of: StudentOf) -> None:
     config, _ = built(student_of, "pooled", "fp32")
     dataset = PackedDataset(config.data.train)
-    batch = collate([PageDataset(dataset, config.data.view, 0, -1)[SampleRef(0, 3)]])
-    mirrored = replace(batch, views=-batch.views)
-    with pytest.raises(CacheError, match="saw sample 3 in view 0 at"):
-        signal_source(config, dataset, CPU).signals(mirrored)
+    batch = collate([PageDataset(dataset, config.data.view, 0, EVALUATION_VIEW)[SampleRef(0, 3)]])
+    mirrored = replace(batch, affine=-batch.affine)
+    with pytest.raises(CacheError, match="has sample 3 in view 0 at"):
+        signal_source(RunContext(config), CPU).signals(mirrored)
 
 
 def test_a_cache_behind_http_is_read_ahead_and_survives_faults(student_of: StudentOf, tmp_path: Path) -> None:
@@ -206,8 +208,8 @@ def test_a_cache_behind_http_is_read_ahead_and_survives_faults(student_of: Stude
         expected, found = read(config, range(10)), read(remote, range(10))
         assert all(torch.equal(expected[name], found[name]) for name in expected)
         assert served.requests["shard-000000.arrow"] >= 6  # a row each, and those tried again
-        dataset, source = PackedDataset(remote.data.train), signal_source(remote, PackedDataset(remote.data.train), CPU)
-        batch = collate([PageDataset(dataset, remote.data.view, 0, -1)[SampleRef(0, 8)]])
+        dataset, source = PackedDataset(remote.data.train), signal_source(RunContext(remote), CPU)
+        batch = collate([PageDataset(dataset, remote.data.view, 0, EVALUATION_VIEW)[SampleRef(0, 8)]])
         source.signals(batch)
         damaged = served.folder / "shard-000002.arrow"
         content = damaged.read_bytes()
@@ -237,8 +239,8 @@ def test_copies_of_remote_cache_files_are_kept_where_asked(student_of: StudentOf
         storage = {"data": {"storage": {"cache": str(tmp_path / "copies")}}}
         remote = student_of(served.url, storage, cache_dtype="fp16")
         dataset = PackedDataset(remote.data.train)
-        source: Any = signal_source(remote, dataset, CPU)
-        batch = collate([PageDataset(dataset, remote.data.view, 0, -1)[SampleRef(0, 0)]])
+        source: Any = signal_source(RunContext(remote), CPU)
+        batch = collate([PageDataset(dataset, remote.data.view, 0, EVALUATION_VIEW)[SampleRef(0, 0)]])
         source.signals(batch)
         source.store.close()
         (copy,) = (tmp_path / "copies").glob("*/shard-000000.arrow")
@@ -249,13 +251,13 @@ def test_copies_of_remote_cache_files_are_kept_where_asked(student_of: StudentOf
 
 
 def test_few_files_are_mapped_and_memory_stays_flat(student_of: StudentOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.cache.rows.MAX_OPEN_FILES", 2)
+    monkeypatch.setattr("pipeline.cache.reader.MAX_OPEN_FILES", 2)
     config, _ = built(student_of, "pooled", "fp32")
     shutil.copytree(config.cache_folder, config.cache_folder.with_name("mapped"), dirs_exist_ok=True)
     config = student_of("mapped", cache_dtype="fp32")
     dataset = PackedDataset(config.data.train)
-    items = PageDataset(dataset, config.data.view, config.run.seed, -1)
-    source = signal_source(config, dataset, CPU)
+    items = PageDataset(dataset, config.data.view, config.run.seed, EVALUATION_VIEW)
+    source = signal_source(RunContext(config), CPU)
     batches = [collate([items[SampleRef(0, sample)]]) for sample in range(10)]
     for _ in range(3):
         for batch in batches:
@@ -266,9 +268,9 @@ def test_few_files_are_mapped_and_memory_stays_flat(student_of: StudentOf, monke
 
 def test_rows_are_views_of_the_file_and_not_copies(student_of: StudentOf) -> None:
     config, _ = built(student_of, "pooled", "fp32")
-    source: Any = signal_source(config, PackedDataset(config.data.train), CPU)
-    (row,) = source.rows.rows([(0, 1)])
-    buffer = source.rows._mapped(0)
+    source: Any = signal_source(RunContext(config), CPU)
+    (row,) = source.reader.rows([(0, 1)])
+    buffer = source.reader._mapped(0)
     for values in row.arrays.values():
         address = values.__array_interface__["data"][0]
         assert len(values) == 0 or buffer.address <= address < buffer.address + buffer.size
@@ -277,22 +279,22 @@ def test_rows_are_views_of_the_file_and_not_copies(student_of: StudentOf) -> Non
 
 def test_a_cluster_is_shared_out_by_gpus_or_cpus(student_of: StudentOf) -> None:
     config = student_of("shares")  # engine.device is cpu
-    assert shares(config, [{"CPU": 32.0}], 100, 0) == Share(builders=8, threads=4, gpus=0)
-    assert shares(config, [{"CPU": 2.0}], 100, 0) == Share(builders=1, threads=2, gpus=0)
-    assert shares(config, [{"CPU": 32.0}], 3, 0).builders == 3
-    assert shares(config, [{"CPU": 32.0, "GPU": 8.0}], 100, 0).gpus == 0
+    assert divide_cluster(config.engine, [{"CPU": 32.0}], 100, 0) == Share(builders=8, threads=4, gpus=0)
+    assert divide_cluster(config.engine, [{"CPU": 2.0}], 100, 0) == Share(builders=1, threads=2, gpus=0)
+    assert divide_cluster(config.engine, [{"CPU": 32.0}], 3, 0).builders == 3
+    assert divide_cluster(config.engine, [{"CPU": 32.0, "GPU": 8.0}], 100, 0).gpus == 0
     # No builder may want more than a node has, or it would wait for ever.
-    assert shares(config, [{"CPU": 16.0}] * 4, 100, 1) == Share(builders=1, threads=16, gpus=0)
-    assert shares(config, [{"CPU": 16.0}] * 4, 100, 0) == Share(builders=16, threads=4, gpus=0)
-    assert shares(config, [{"CPU": 2.0}] * 3, 100, 0) == Share(builders=3, threads=2, gpus=0)
+    assert divide_cluster(config.engine, [{"CPU": 16.0}] * 4, 100, 1) == Share(builders=1, threads=16, gpus=0)
+    assert divide_cluster(config.engine, [{"CPU": 16.0}] * 4, 100, 0) == Share(builders=16, threads=4, gpus=0)
+    assert divide_cluster(config.engine, [{"CPU": 2.0}] * 3, 100, 0) == Share(builders=3, threads=2, gpus=0)
     many = student_of("shares", {"engine": {"threads": 24}})
     with pytest.raises(ConfigError, match=r"engine\.threads 24 is more than the 16 CPUs of the largest node"):
-        shares(many, [{"CPU": 16.0}] * 4, 100, 0)
+        divide_cluster(many.engine, [{"CPU": 16.0}] * 4, 100, 0)
     on_gpus = student_of("shares", {"engine": {"device": "auto"}})
     box = {"CPU": 32.0, "GPU": 8.0}
-    assert shares(on_gpus, [box], 100, 0) == Share(builders=8, threads=4, gpus=1)
-    assert shares(on_gpus, [{"CPU": 8.0}, box, box], 100, 0) == Share(builders=16, threads=4, gpus=1)
-    assert shares(on_gpus, [box], 100, 3).builders == 3
+    assert divide_cluster(on_gpus.engine, [box], 100, 0) == Share(builders=8, threads=4, gpus=1)
+    assert divide_cluster(on_gpus.engine, [{"CPU": 8.0}, box, box], 100, 0) == Share(builders=16, threads=4, gpus=1)
+    assert divide_cluster(on_gpus.engine, [box], 100, 3).builders == 3
 
 
 def test_the_commands_plan_build_verify_and_describe(student_of: StudentOf, tmp_path: Path) -> None:

@@ -16,14 +16,15 @@ from graphkd.errors import ConfigError
 from pipeline.cache.index import read_cache_index
 from pipeline.cache.verify import verify_cache
 from pipeline.config import RunConfig, resolve
+from pipeline.context import RunContext
 from pipeline.core.errors import CacheError, OutputError
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.loading.loader import PageDataset, collate
 from pipeline.data.loading.order import SampleRef
 from pipeline.data.prepare.pack import pack
 from pipeline.data.storage.local import LocalStore
-from pipeline.train.builders import signal_source
 from pipeline.train.run import train_run
+from pipeline.train.signal_source import signal_source
 from tests.support.pages import write_coco
 from tests.support.runs import VIEW, StudentOf, build_here, small_run
 
@@ -48,7 +49,7 @@ def copy(whole: Path, taught: Path, tmp_path: Path) -> Path:
 def read_all(config: RunConfig) -> None:
     """What a student reads in an epoch."""
     dataset = PackedDataset(config.data.train)
-    source = signal_source(config, dataset, CPU)
+    source = signal_source(RunContext(config), CPU)
     items = PageDataset(dataset, config.data.view, config.run.seed, config.views)
     for sample in range(len(dataset)):
         source.signals(collate([items[SampleRef(0, sample)]]))
@@ -70,7 +71,7 @@ def test_a_cache_made_for_another_setting_is_refused_by_its_name(
     changes = dict(CHANGES[field])
     config = student_of(whole, changes, **changes.pop("teacher", {}))
     with pytest.raises(CacheError, match=f"made for something else: .*{field}"):
-        train_run(config)
+        train_run(RunContext(config))
     assert not config.folder.exists()
     with pytest.raises(CacheError, match=f"made for something else: .*{field}"):
         build_here(config)  # nor is it built over
@@ -80,9 +81,9 @@ def test_a_cache_of_another_teacher_is_refused(
     whole: Path, student_of: StudentOf, taught: Path, dataset_folder: Path
 ) -> None:
     other = small_run(taught, dataset_folder, "teacher-2", data=VIEW, run={"seed": 9})
-    train_run(resolve(other, "teacher-2"))
+    train_run(RunContext(resolve(other, "teacher-2")))
     with pytest.raises(CacheError, match="teacher weights"):
-        train_run(student_of(whole, run=str(taught / "teacher-2")))
+        train_run(RunContext(student_of(whole, run=str(taught / "teacher-2"))))
 
 
 def test_a_cache_of_another_dataset_is_refused_with_the_shard_that_differs(
@@ -91,7 +92,7 @@ def test_a_cache_of_another_dataset_is_refused_with_the_shard_that_differs(
     write_coco(tmp_path / "coco", 10)  # the last two pages are empty in the other one
     pack(tmp_path / "coco" / "annotations.json", tmp_path / "coco" / "images", tmp_path / "packed", samples_per_shard=4)
     with pytest.raises(CacheError, match=r"dataset .*the first shard that differs is shard-000002\.tar"):
-        train_run(student_of(whole, {"data": {**VIEW, "train": str(tmp_path / "packed")}}))
+        train_run(RunContext(student_of(whole, {"data": {**VIEW, "train": str(tmp_path / "packed")}})))
 
 
 def flip(path: Path, place: int) -> None:
@@ -106,7 +107,7 @@ def test_a_flipped_byte_is_found_when_its_row_is_read(copy: Path, student_of: St
     config = student_of(copy)
     with pytest.raises(CacheError, match=r"shard-000001\.arrow: the row of sample 6 is damaged"):
         read_all(config)
-    found = verify_cache(config, CPU)
+    found = verify_cache(RunContext(config))
     assert len(found.problems) == 1 and "sample 6 view 0" in found.problems[0] and found.agreement is None
     read_all(student_of(whole))
 
@@ -114,7 +115,7 @@ def test_a_flipped_byte_is_found_when_its_row_is_read(copy: Path, student_of: St
 @pytest.mark.parametrize("place", [0, -1])
 def test_a_flipped_byte_outside_of_the_rows_is_found_by_verify(copy: Path, student_of: StudentOf, place: int) -> None:
     flip(copy / "shard-000000.arrow", place)
-    assert "the schema or the footer" in verify_cache(student_of(copy), CPU).problems[0]
+    assert "the schema or the footer" in verify_cache(RunContext(student_of(copy))).problems[0]
 
 
 def truncated(folder: Path) -> None:
@@ -171,7 +172,7 @@ def test_a_damaged_cache_is_refused_by_name(kind: str, copy: Path, student_of: S
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
     with pytest.raises(Exception, match=message) as raised:
         config = student_of(copy)
-        train_run(config)
+        train_run(RunContext(config))
     assert type(raised.value).__name__ in ("CacheError", "DataError")
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before  # nothing is mended
 
@@ -201,7 +202,7 @@ def test_an_index_of_another_schema_is_not_read(copy: Path) -> None:
 
 def test_a_changed_digest_in_an_index_is_found(copy: Path, student_of: StudentOf) -> None:
     flip(copy / "shard-000001.index.arrow", (copy / "shard-000001.index.arrow").stat().st_size // 2)
-    (problem,) = verify_cache(student_of(copy), CPU).problems
+    (problem,) = verify_cache(RunContext(student_of(copy))).problems
     assert "shard-000001.index.arrow is damaged (its SHA-256 differs)" in problem
     with pytest.raises(CacheError, match=r"shard-000001\.index\.arrow is damaged"):
         read_all(student_of(copy))
@@ -257,5 +258,5 @@ def test_a_url_cannot_be_built_into(student_of: StudentOf) -> None:
     ],
 )
 def test_what_descriptors_cannot_serve_is_refused(method: dict[str, Any], student_of: StudentOf) -> None:
-    with pytest.raises(ConfigError, match=r"needs the features themselves; set teacher\.store=pooled"):
+    with pytest.raises(ConfigError, match=r"needs the pooled features; set teacher\.store=pooled"):
         student_of("descriptors", {"method": {"name": "graphkd", **method}}, store="descriptors")

@@ -9,6 +9,7 @@ import pytest
 from pipeline.cache.format import NodeStore
 from pipeline.cache.quantize import Precision
 from pipeline.config import RunConfig
+from pipeline.context import RunContext
 from pipeline.runs.metrics import read_metrics
 from pipeline.train.run import train_run
 from tests.support.runs import StudentOf, build_here
@@ -51,7 +52,7 @@ def trained(student_of: StudentOf, taught: Any) -> Any:
             cache = f"steps-{store}-{precision}"
             config = student_of(cache, made, store=store, cache_dtype=precision, signals=signals)
             build_here(config)
-            train_run(config)
+            train_run(RunContext(config))
             done[name] = losses(config)
         return done[name]
 

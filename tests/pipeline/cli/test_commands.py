@@ -74,7 +74,7 @@ def test_tars_made_elsewhere_are_indexed_verified_and_mended(dataset_folder: Pat
     indexed = graphkd("data", "index", data, "--categories", classes, "--text", "Text", "--text", "Title")
     assert "10 pages, 3 classes in 3 shards" in indexed.stdout, indexed.stderr
     sound = graphkd("data", "verify", data)
-    assert (sound.returncode, sound.stdout.strip()) == (0, "nothing is wrong"), sound.stderr
+    assert (sound.returncode, sound.stdout.strip()) == (0, "no problems"), sound.stderr
     info = json.loads(graphkd("data", "info", data, "--json").stdout.splitlines()[-1])
     assert (info["pages"], info["classes"]["Title"]["text"]) == (10, True)
     content = bytearray((data / "shard-000001.tar").read_bytes())
@@ -84,7 +84,7 @@ def test_tars_made_elsewhere_are_indexed_verified_and_mended(dataset_folder: Pat
     assert bad.returncode == 1 and "shard-000001.tar 000000004: its bytes are not those that were indexed" in bad.stdout
     assert len(json.loads(graphkd("data", "verify", data, "--json").stdout.splitlines()[-1])["problems"]) >= 2
     assert graphkd("data", "verify", data, "--exclude").returncode == 0
-    assert graphkd("data", "verify", data).stdout.strip() == "nothing is wrong"
+    assert graphkd("data", "verify", data).stdout.strip() == "no problems"
     mended = json.loads(graphkd("data", "info", data, "--json").stdout.splitlines()[-1])
     assert (mended["pages"], mended["excluded"]) == (9, 1) and mended["identity"] != info["identity"]
 
@@ -117,7 +117,7 @@ def test_exit_codes_tell_schedulers_what_happened(raised: str, code: int) -> Non
     program = (
         "import sys; from pipeline.core import errors; from pipeline.cli import main, train\n"
         f"def fails(*_, **__): raise errors.{raised}\n"
-        "train.configured = fails; sys.argv = ['graphkd', 'train', 'x.yaml']; main.main()"
+        "train.open_context = fails; sys.argv = ['graphkd', 'train', 'x.yaml']; main.main()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip().splitlines()[-1]) == (code, "error: x")

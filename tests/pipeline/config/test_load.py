@@ -94,8 +94,8 @@ def test_no_scale_leaves_the_schedule() -> None:
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("name: pkd", "pkd with nodes fixed learns from the teacher's whole maps"),
-        ("name: dsig, nodes: student", "dsig with nodes student learns from the teacher at the student's proposals"),
+        ("name: pkd", "pkd with nodes fixed needs the teacher's feature maps"),
+        ("name: dsig, nodes: student", "dsig with nodes student needs the teacher at student proposals"),
         ("name: graphkd, nodes: student", "set teacher.signals=live"),
         ("name: pkd, nodes: student", "pkd compares whole maps and has no nodes"),
     ],

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from graphkd.errors import ConfigError
 from pipeline.cli.main import app
-from pipeline.detectron2.config_import import Imported, import_detectron2, require_valid
+from pipeline.detectron2.config_import import Imported, check_valid, import_detectron2
 from pipeline.detectron2.yaml_reader import leaves, read_detectron2
 
 BASE = """
@@ -66,7 +66,7 @@ def imported(folder: Path, text: str = CHILD, base: str = BASE) -> Imported:
 
 def test_student_and_teacher_are_written_in_our_terms(tmp_path: Path) -> None:
     found = imported(tmp_path)
-    require_valid(found)
+    check_valid(found)
     teacher, student = found.configs["pair-teacher"], found.configs["pair"]
     assert student["detector"]["backbone"] == "resnet18" and teacher["detector"]["backbone"] == "resnet101"
     assert student["detector"]["pixel_std"] == [58.395, 57.12, 57.375], "BGR in the file, RGB here"
@@ -91,7 +91,7 @@ def test_every_key_is_listed_with_what_became_of_it(tmp_path: Path) -> None:
     lines = {line.key: line for line in imported(tmp_path).lines}
     assert (lines["SOLVER.BASE_LR"].verdict, lines["SOLVER.BASE_LR"].why) == ("taken", "schedule.lr: 0.01")
     assert lines["MODEL.PIXEL_STD"].verdict == "renamed" and lines["MODEL.RESNETS.DEPTH"].why.endswith("resnet18")
-    assert lines["MODEL.ROI_MASK_HEAD.NUM_CONV"].why == "there are no masks here"
+    assert lines["MODEL.ROI_MASK_HEAD.NUM_CONV"].why == "masks are not supported"
     assert lines["KD.SOMETHING_NEW"].verdict == "ignored" and lines["KD.SOMETHING_NEW"].why
     assert lines["TEACHER.MODEL.WEIGHTS"].verdict == "ignored"
     assert set(lines) == {key for key, _ in leaves(read_detectron2(tmp_path / "Pair.yaml"))}

@@ -13,8 +13,9 @@ import torch
 
 from graphkd.detectors.detectron2.names import detectron2_name, to_detectron2
 from pipeline.config import RunConfig, resolve
+from pipeline.context import RunContext
 from pipeline.core.errors import CheckpointError
-from pipeline.detectron2.checkpoint import read_foreign
+from pipeline.detectron2.checkpoint import read_checkpoint
 from pipeline.detectron2.weights import export_weights, import_weights
 from pipeline.models import best_checkpoint, new_detector
 from tests.support.runs import small_run
@@ -27,7 +28,7 @@ def configured(folder: Path, packed: Path, name: str, **detector: Any) -> RunCon
 def theirs(config: RunConfig) -> dict[str, torch.Tensor]:
     """Random weights as detectron2 would name and lay them out."""
     tensors = {}
-    for name, values in new_detector(config, 3).state_dict().items():
+    for name, values in new_detector(config.detector, 3, config.data.view.canvas, 0).state_dict().items():
         known = detectron2_name(name.removeprefix("model."))
         assert known is not None
         tensors[known] = to_detectron2(known, values).contiguous()
@@ -48,7 +49,7 @@ def test_a_checkpoint_becomes_a_finished_run(dataset_folder: Path, tmp_path: Pat
         pickled(path, tensors)
     else:
         torch.save({"model": tensors, "iteration": 3}, path)
-    found = import_weights(path, config)
+    found = import_weights(path, RunContext(config))
     assert not found.missing and not found.shape_mismatch and not found.unused
     assert best_checkpoint(config.folder).step == config.schedule.steps
     written = tmp_path / "again.pth"
@@ -56,7 +57,7 @@ def test_a_checkpoint_becomes_a_finished_run(dataset_folder: Path, tmp_path: Pat
     again = torch.load(written, weights_only=True)["model"]
     assert all(torch.equal(again[name], values) for name, values in tensors.items())
     with pytest.raises(CheckpointError, match="has checkpoints already"):
-        import_weights(path, config)
+        import_weights(path, RunContext(config))
 
 
 def test_student_and_teacher_of_one_file_are_told_apart(dataset_folder: Path, tmp_path: Path) -> None:
@@ -65,11 +66,11 @@ def test_student_and_teacher_of_one_file_are_told_apart(dataset_folder: Path, tm
     )
     path = tmp_path / "merged.pth"
     torch.save(theirs(small) | {f"teacher.{name}": values for name, values in theirs(big).items()}, path)
-    assert not import_weights(path, small).missing
-    assert not import_weights(path, big, "teacher").missing
+    assert not import_weights(path, RunContext(small)).missing
+    assert not import_weights(path, RunContext(big), "teacher").missing
     torch.save(theirs(small), path)
     with pytest.raises(CheckpointError, match="holds nothing of a teacher"):
-        read_foreign(path, "teacher")
+        read_checkpoint(path, "teacher")
 
 
 def test_names_of_caffe2_are_known(tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_names_of_caffe2_are_known(tmp_path: Path) -> None:
         "bbox_pred_b": np.arange(12, dtype=np.float32),
     }
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"blobs": arrays}))
-    found = read_foreign(tmp_path / "R-50.pkl")
+    found = read_checkpoint(tmp_path / "R-50.pkl")
     assert set(found) == {
         "backbone.bottom_up.stem.conv1.weight",
         "backbone.bottom_up.stem.conv1.norm.weight",
@@ -103,7 +104,7 @@ def test_a_backbone_alone_leaves_the_heads_as_they_are(dataset_folder: Path, tmp
     config = configured(tmp_path, dataset_folder, "backbone")
     prefix = "backbone.bottom_up."
     bare = {name.removeprefix(prefix): own for name, own in theirs(config).items() if name.startswith(prefix)}
-    found = import_weights(pickled(tmp_path / "R-18.pkl", bare), config)
+    found = import_weights(pickled(tmp_path / "R-18.pkl", bare), RunContext(config))
     assert len(found.matched) == len(bare) and all("body" not in name for name in found.missing)
 
 
@@ -111,7 +112,7 @@ def test_another_network_is_refused(dataset_folder: Path, tmp_path: Path) -> Non
     config = configured(tmp_path, dataset_folder, "other", backbone="resnet50")
     path = pickled(tmp_path / "model.pkl", theirs(configured(tmp_path, dataset_folder, "small")))
     with pytest.raises(CheckpointError, match=r"only \d+ of the detector's \d+ tensors"):
-        import_weights(path, config)
+        import_weights(path, RunContext(config))
     assert not config.folder.exists()
 
 
@@ -134,7 +135,7 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path, suffix: st
     else:
         torch.save(content, path)
     with pytest.raises(CheckpointError, match=r"is no (pickle of arrays|file of plain tensors)"):
-        read_foreign(path)
+        read_checkpoint(path)
     assert not mark.exists()
 
 
@@ -144,4 +145,4 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path, suffix: st
 def test_damaged_files_are_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.pkl").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model\.pkl"):
-        read_foreign(tmp_path / "model.pkl")
+        read_checkpoint(tmp_path / "model.pkl")

@@ -151,7 +151,7 @@ def test_an_error_of_the_writing_thread_is_raised_in_the_run(tmp_path: Path) -> 
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     writer = CheckpointWriter(tmp_path / "checkpoints", keep=2)
     writer.save(take_snapshot(1, module, optimizer, {}))
-    with pytest.raises(OutputError, match="give a folder that you may write to"):
+    with pytest.raises(OutputError, match="give a folder that you have write access to"):
         writer.save(take_snapshot(2, module, optimizer, {}))
 
 

@@ -14,12 +14,14 @@ import yaml
 
 from graphkd.errors import ConfigError
 from pipeline.config import RunConfig, resolve
+from pipeline.context import RunContext
 from pipeline.core.errors import OutputError
 from pipeline.models import best_checkpoint
 from pipeline.runs.checkpoint import newest_checkpoint
 from pipeline.runs.evaluations import best_step, out_of_patience, read_evaluations
 from pipeline.runs.metrics import read_metrics
-from pipeline.runs.start_history import read_start_history, run_lock
+from pipeline.runs.run_folder import run_lock
+from pipeline.runs.start_history import read_start_history
 from pipeline.train.run import evaluate_run, is_finished, train_run
 from tests.support.processes import end_ranks, output_of, spawn_ranks
 from tests.support.runs import small_run
@@ -36,7 +38,7 @@ def run(folder: Path, packed: Path, name: str, **changes: Any) -> RunConfig:
 def judged(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A run of four steps that was evaluated twice."""
     config = run(tmp_path_factory.mktemp("judged"), dataset_folder, "one", engine={"threads": 1})
-    train_run(config)
+    train_run(RunContext(config))
     return config
 
 
@@ -44,7 +46,7 @@ def test_what_is_evaluated_in_training_is_what_its_checkpoint_gives(judged: RunC
     evaluations = read_evaluations(judged.folder)
     assert [line["step"] for line in evaluations] == [2, 4] and [line["pages"] for line in evaluations] == [10, 10]
     best = best_checkpoint(judged.folder)
-    figures = evaluate_run(judged)
+    figures = evaluate_run(RunContext(judged))
     assert best.step == figures["step"] == best_step(evaluations)
     (line,) = [line for line in evaluations if line["step"] == best.step]
     assert {name: line[name] for name in ("ap", "ar_100", "per_class")} == {
@@ -54,7 +56,7 @@ def test_what_is_evaluated_in_training_is_what_its_checkpoint_gives(judged: RunC
 
 def test_evaluating_changes_nothing_of_training(judged: RunConfig, dataset_folder: Path) -> None:
     plain = run(judged.folder.parent, dataset_folder, "plain", run={"eval_every": 0}, engine={"threads": 1})
-    train_run(plain)
+    train_run(RunContext(plain))
     first, second = newest_checkpoint(judged.folder / "checkpoints"), newest_checkpoint(plain.folder / "checkpoints")
     assert first is not None and second is not None and first.weights_sha256 == second.weights_sha256
 
@@ -68,7 +70,7 @@ def test_three_ranks_evaluate_ten_pages_once_each(judged: RunConfig, dataset_fol
     content["run"]["folder"] = str(folder)
     path = tmp_path / "three.yaml"
     path.write_text(yaml.safe_dump(content))
-    assert not is_finished(resolve(content, "three")), "the last checkpoint is still to be evaluated"
+    assert not is_finished(RunContext(resolve(content, "three"))), "the last checkpoint is still to be evaluated"
     code = "import sys; from pipeline.cli.main import main; main()"
     processes = spawn_ranks([sys.executable, "-c", code, "train", str(path)], 3)
     try:
@@ -83,12 +85,12 @@ def test_three_ranks_evaluate_ten_pages_once_each(judged: RunConfig, dataset_fol
 def test_a_run_ends_early_when_its_accuracy_does_not_rise(dataset_folder: Path, tmp_path: Path) -> None:
     still = {"schedule": {"lr": 1e-12, "steps": 9, "optimizer": "sgd"}}
     config = run(tmp_path, dataset_folder, "early", run={"eval_every": 1, "patience": 2, "keep": 1}, **still)
-    checkpoint = train_run(config)
+    checkpoint = train_run(RunContext(config))
     assert [line["step"] for line in read_evaluations(config.folder)] == [1, 2, 3]
     assert checkpoint.step == 1, "the first of equals is the best, and was kept"
     assert sorted(path.name for path in (config.folder / "checkpoints").iterdir()) == ["step-00000001", "step-00000003"]
-    assert is_finished(config)
-    train_run(config)
+    assert is_finished(RunContext(config))
+    train_run(RunContext(config))
     assert len(read_start_history(config.folder)) == 1, "it is not started again"
 
 
@@ -99,7 +101,7 @@ def test_an_evaluation_that_a_kill_prevented_is_made_up_for(judged: RunConfig, t
     (folder / "evaluations.jsonl").write_text(lines[0] + "\n" + lines[1][:40])
     shutil.rmtree(folder / "checkpoints" / "step-00000004")
     config = judged.model_copy(update={"run": judged.run.model_copy(update={"folder": folder})})
-    train_run(config)
+    train_run(RunContext(config))
     assert read_evaluations(folder) == read_evaluations(judged.folder)
     assert [start.step for start in read_start_history(folder)] == [0, 2]
 
@@ -138,9 +140,9 @@ def test_evaluating_needs_pages_and_patience_needs_evaluations(dataset_folder: P
 
 def test_a_run_keeps_a_log_and_a_record_of_its_starts(judged: RunConfig) -> None:
     text = (judged.folder / "log.txt").read_text()
-    assert "step 4: loss" in text and "step 4: AP" in text and "waited" in text
+    assert "step 4: loss" in text and "step 4: AP" in text and "waiting for data" in text
     (start,) = read_start_history(judged.folder)
-    assert (start.step, start.last_step, start.workers, start.why) == (0, 4, 1, "finished")
+    assert (start.step, start.last_step, start.workers, start.reason) == (0, 4, 1, "finished")
     lines = read_metrics(judged.folder)
     assert all(line["memory_gb"] > 0.1 for line in lines)
     assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
@@ -154,8 +156,8 @@ def test_a_changed_config_goes_on_where_that_is_allowed(judged: RunConfig, tmp_p
     content["schedule"] |= {"steps": 6}
     longer = resolve(content, "longer")
     with pytest.raises(OutputError, match=r"schedule\.steps was 4, is 6.*--allow-changes"):
-        train_run(longer)
-    train_run(longer, allow_changes=True)
+        train_run(RunContext(longer))
+    train_run(RunContext(longer), allow_changes=True)
     newest = newest_checkpoint(folder / "checkpoints")
     assert newest is not None and newest.step == 6
     (change,) = [json.loads(line) for line in (folder / "changes.jsonl").read_text().splitlines()]
@@ -178,8 +180,8 @@ def test_another_process_evaluates_beside_training(judged: RunConfig, dataset_fo
     config = run(tmp_path, dataset_folder, "beside", run=beside, schedule={"steps": 6})
     with ThreadPoolExecutor(1) as pool:
         seen: list[int] = []
-        following = pool.submit(watch, config, lambda line: seen.append(line["step"]), poll_s=0.02)
-        train_run(config)
+        following = pool.submit(watch, RunContext(config), lambda line: seen.append(line["step"]), poll_s=0.02)
+        train_run(RunContext(config))
         following.result(timeout=60)
     assert seen == sorted(set(seen)) and seen[-1] == 6
     best = best_step(read_evaluations(config.folder))
@@ -195,6 +197,6 @@ def test_training_ends_early_by_what_was_evaluated_beside_it(dataset_folder: Pat
     (config.folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     lines = [{"step": step, "ap": 0.5} for step in (1, 2, 3)]
     (config.folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    train_run(config)
+    train_run(RunContext(config))
     newest = newest_checkpoint(config.folder / "checkpoints")
-    assert newest is not None and newest.step < 50 and is_finished(config)
+    assert newest is not None and newest.step < 50 and is_finished(RunContext(config))

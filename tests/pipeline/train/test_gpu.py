@@ -14,6 +14,7 @@ import yaml
 
 from pipeline.cache.build import build_cache, local_builders
 from pipeline.config import RunConfig, resolve
+from pipeline.context import RunContext
 from pipeline.runs.checkpoint import load_weights, newest_checkpoint
 from pipeline.runs.metrics import read_metrics
 from pipeline.train.run import train_run
@@ -25,6 +26,7 @@ CODE = """
 import os, signal, sys, torch
 from pathlib import Path
 from pipeline.config import load_config
+from pipeline.context import RunContext
 from pipeline.train.run import train_run
 
 step, calls, last = torch.optim.AdamW.step, 0, int(sys.argv[2])
@@ -37,7 +39,7 @@ def dying(*arguments, **named):
     return step(*arguments, **named)
 
 torch.optim.AdamW.step = dying
-train_run(load_config(Path(sys.argv[1])))
+train_run(RunContext(load_config(Path(sys.argv[1]))))
 """
 
 
@@ -53,9 +55,9 @@ def teacher(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     """A trained teacher with the cache of its signals, as the section of a student's config."""
     folder = tmp_path_factory.mktemp("teacher")
     settings = {"run": str(folder / "teacher"), "statistics_pages": 4, "cache": str(folder / "cache")}
-    train_run(on_gpu(folder, dataset_folder, "teacher"))
+    train_run(RunContext(on_gpu(folder, dataset_folder, "teacher")))
     student = on_gpu(folder, dataset_folder, "student", teacher=settings, method={"name": "graphkd"})
-    build_cache(student, local_builders(student, torch.device("cuda")))
+    build_cache(RunContext(student), local_builders(RunContext(student)))
     return settings
 
 
@@ -90,7 +92,7 @@ def test_half_precision_compiled_is_near_full_precision(dataset_folder: Path, tm
     exact = on_gpu(tmp_path, dataset_folder, "exact")
     compute = {"precision": "bf16", "channels_last": True, "compile": True}
     fast = on_gpu(tmp_path, dataset_folder, "fast", compute=compute)
-    train_run(exact)
-    train_run(fast)
+    train_run(RunContext(exact))
+    train_run(RunContext(fast))
     first, second = (read_metrics(config.folder)[0]["loss"] for config in (exact, fast))
     assert second == pytest.approx(first, rel=0.03)

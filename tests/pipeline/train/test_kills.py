@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from pipeline.config import RunConfig
+from pipeline.context import RunContext
 from pipeline.runs.checkpoint import MANIFEST, newest_checkpoint
 from pipeline.runs.ledger import read_ledger
 from pipeline.train.run import train_run
@@ -52,7 +53,7 @@ def unkilled(root: Path, dataset_folder: Path) -> dict[str, Outcome]:
         config = configured(root, dataset_folder, f"{kind}-unkilled", kind)
         if kind == "cache":
             build_here(config)
-        train_run(config)
+        train_run(RunContext(config))
         outcomes[kind] = outcome(config)
     return outcomes
 
@@ -72,7 +73,7 @@ def train_and_die(config: RunConfig, stage: str, call: int, after: bool) -> None
     }[stage]
     torch.set_num_threads(1)
     die_at(owner, function, call, after)
-    train_run(config)
+    train_run(RunContext(config))
 
 
 STAGES = [
@@ -177,7 +178,7 @@ def test_damaged_checkpoints_are_passed_over_and_named(
     kind: str, root: Path, dataset_folder: Path, unkilled: dict[str, Outcome], caplog: pytest.LogCaptureFixture
 ) -> None:
     config = configured(root, dataset_folder, f"damaged-{kind.replace(' ', '-')}", "teacher")
-    train_run(config)
+    train_run(RunContext(config))
     damaged(config.folder / "checkpoints", kind)
     check(config, unkilled["teacher"])
     if kind != "all":
@@ -196,7 +197,7 @@ def test_a_full_disk_ends_a_run_cleanly_and_it_goes_on(
         folder = disk / "run"
         config = config.model_copy(update={"run": config.run.model_copy(update={"folder": folder})})
         with pytest.raises(OutputError, match=r"no space left while writing .*checkpoints"):
-            train_run(config)
+            train_run(RunContext(config))
         (checkpoint,) = (folder / "checkpoints").iterdir()
         assert checkpoint.name == "step-00000002"
         subprocess.run(["mount", "-o", f"remount,size={4 * size}", str(disk)], check=True)
@@ -224,7 +225,7 @@ def test_a_folder_that_turns_read_only_ends_a_run_in_one_line_and_it_goes_on(
         patched.setattr(torch.optim.AdamW, "step", step_then_lock)
         try:
             with pytest.raises(OutputError, match=r"cannot write .*checkpoints.*Read-only.*give a folder"):
-                train_run(config)
+                train_run(RunContext(config))
         finally:
             subprocess.run(["umount", str(folder)], check=True)
     checkpoint = newest_checkpoint(folder)
@@ -277,5 +278,5 @@ def test_a_signal_to_one_rank_ends_all_at_the_same_step(root: Path, dataset_fold
     assert done is not None and done.step < STEPS
     steps = [json.loads(line)["step"] for path in config.folder.glob("ledger/*") for line in path.open()]
     assert sorted(steps) == sorted([*range(done.step), *range(done.step)]), "no rank began a step more"
-    train_run(config)
+    train_run(RunContext(config))
     assert sorted(read_ledger(config.folder)) == list(range(STEPS))

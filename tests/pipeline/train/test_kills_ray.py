@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from pipeline.config import RunConfig
+from pipeline.context import RunContext
 from pipeline.core.ray_session import ray_session
 from pipeline.runs.checkpoint import newest_checkpoint
 from pipeline.runs.ledger import read_ledger
@@ -58,7 +59,7 @@ def unkilled(root: Path, dataset_folder: Path) -> Outcome:
     """What one process ends with: one Ray worker must end with the same."""
     torch.set_num_threads(1)
     config = configured(root, dataset_folder, "unkilled", "teacher")
-    train_run(config)
+    train_run(RunContext(config))
     return outcome(config)
 
 
@@ -124,7 +125,7 @@ def test_a_killed_worker_is_started_again_and_nothing_is_lost(
     config = on_ray(root, dataset_folder, f"worker-{'-'.join(map(str, stage))}")
     dies(monkeypatch, tmp_path / "once", *stage)
     check(config, unkilled)
-    assert [start.why for start in read_start_history(config.folder)] == ["killed", "finished"]
+    assert [start.reason for start in read_start_history(config.folder)] == ["killed", "finished"]
 
 
 @pytest.mark.slow
@@ -132,10 +133,10 @@ def test_one_of_two_workers_killed_mid_step(
     session: None, root: Path, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     whole = on_ray(root, dataset_folder, "two-whole", workers=2)
-    train_run(whole)
+    train_run(RunContext(whole))
     killed = on_ray(root, dataset_folder, "two-killed", workers=2)
     dies(monkeypatch, tmp_path / "once", "step", 3, False)  # whichever comes first
-    train_run(killed)
+    train_run(RunContext(killed))
     assert same(outcome(killed), outcome(whole))
 
 
@@ -218,7 +219,7 @@ def test_what_ray_wrote_itself_decides_nothing(
 ) -> None:
     """Checkpoints are gone back in time, and Ray's snapshots are cut off or empty: the newest whole one counts."""
     config = on_ray(root, dataset_folder, "snapshot")
-    train_run(config)
+    train_run(RunContext(config))
     newest = config.folder / "checkpoints" / f"step-{STEPS:08d}"
     newest.rename(config.folder / newest.name)
     files = [path for path in (config.folder / "ray").rglob("*") if path.is_file()]
@@ -243,7 +244,7 @@ def test_a_signal_to_the_driver_ends_its_workers_with_a_checkpoint(
     done = newest_checkpoint(config.folder / "checkpoints")
     assert done is not None and 3 < done.step < STEPS
     local = config.model_copy(update={"engine": config.engine.model_copy(update={"name": "local"})})
-    train_run(local)
+    train_run(RunContext(local))
     assert same(outcome(local), unkilled)
 
 
@@ -286,5 +287,5 @@ def test_a_node_that_is_taken_back_costs_no_step_and_one_worker(
     assert [start.workers for start in starts] == [2, 1] and starts[1].step >= 4
     whole = configured(root, dataset_folder, "elastic-whole", "teacher")
     whole = whole.model_copy(update={"schedule": config.schedule})
-    train_run(whole)
+    train_run(RunContext(whole))
     assert read_ledger(config.folder) == read_ledger(whole.folder)

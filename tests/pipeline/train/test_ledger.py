@@ -20,10 +20,9 @@ from pipeline.config import load_config
 from pipeline.core.errors import CheckpointError
 from pipeline.data.prepare.pack import pack
 from pipeline.runs.ledger import read_ledger
-from pipeline.train.engines.local import run_local
 from tests.support.pages import write_coco
 from tests.support.processes import end_ranks, output_of, spawn_ranks
-from tests.support.runs import small_run
+from tests.support.runs import small_run, train_here
 
 pytestmark = [pytest.mark.ledger, pytest.mark.kill]
 
@@ -32,8 +31,8 @@ WORKER = """
 import sys
 from pathlib import Path
 from pipeline.config import load_config
-from pipeline.train.engines.local import run_local
-run_local(load_config(Path(sys.argv[1]), sys.argv[2:]))
+from tests.support.runs import train_here
+train_here(load_config(Path(sys.argv[1]), sys.argv[2:]))
 """
 
 
@@ -167,14 +166,14 @@ FINITE = """
 import sys
 import torch.distributed as dist
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.data.loading.batches import FiniteBatches
-from pipeline.data.loading.loader import PageItems, page_loader
-from pipeline.data.loading.augmentation import ViewConfig
+from pipeline.data.loading.batches import FinitePassBatches
+from pipeline.data.loading.loader import PageDataset, page_loader
+from pipeline.data.loading.augmentation import EVALUATION_VIEW, AugmentationConfig
 from pipeline.core.distributed import local_world
 with local_world("cpu") as world:
     dataset = PackedDataset(sys.argv[1])
-    items = PageItems(dataset, ViewConfig(canvas=(64, 64), shortest_edge=(64, 64)), 0, -1)
-    loader = page_loader(items, FiniteBatches(range(5), 2, world.rank, world.size), 0)
+    items = PageDataset(dataset, AugmentationConfig(canvas=(64, 64), shortest_edge=(64, 64)), 0, EVALUATION_VIEW)
+    loader = page_loader(items, FinitePassBatches(range(5), 2, world.rank, world.size), 0)
     own = [sample for batch in loader for sample in batch.samples.tolist()]
     found = [None] * world.size
     dist.all_gather_object(found, own)
@@ -195,7 +194,7 @@ def test_the_finite_pass_gives_every_page_once_and_lets_no_rank_wait(pages: Path
 
 def test_another_dataset_seed_or_batch_is_refused(pages: Path, tmp_path: Path) -> None:
     config = config_file(tmp_path, pages, "first", 2)
-    run_local(load_config(config))
+    train_here(load_config(config))
     description = json.loads((pages / "dataset.json").read_text())
     other = Path(shutil.copytree(pages, tmp_path / "other"))
     (other / "dataset.json").write_text(json.dumps({**description, "shards": description["shards"][:-1]}))
@@ -205,4 +204,4 @@ def test_another_dataset_seed_or_batch_is_refused(pages: Path, tmp_path: Path) -
         (f"data.train={other}", "was trained with dataset"),
     ):
         with pytest.raises(CheckpointError, match=message):
-            run_local(load_config(config, [change]))
+            train_here(load_config(config, [change]))

@@ -14,6 +14,7 @@ import yaml
 
 from graphkd.errors import ConfigError
 from pipeline.config import RunConfig, resolve
+from pipeline.context import RunContext
 from pipeline.core.errors import TrainingError
 from pipeline.runs.checkpoint import load_weights, newest_checkpoint
 from pipeline.runs.ledger import read_ledger
@@ -41,9 +42,9 @@ def student(folder: Path, packed: Path, name: str, **changes: Any) -> RunConfig:
 def folder(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds a teacher, its cache, and a student trained plainly."""
     made = tmp_path_factory.mktemp("computing")
-    train_run(run(made, dataset_folder, "teacher", schedule={"optimizer": "adamw", "lr": 1e-3}))
+    train_run(RunContext(run(made, dataset_folder, "teacher", schedule={"optimizer": "adamw", "lr": 1e-3})))
     build_here(student(made, dataset_folder, "any"))
-    train_run(student(made, dataset_folder, "plain", schedule={"batch": 4, "reference_batch": 4}))
+    train_run(RunContext(student(made, dataset_folder, "plain", schedule={"batch": 4, "reference_batch": 4})))
     return made
 
 
@@ -60,7 +61,7 @@ def tensors(folder: Path, name: str = "model.safetensors") -> dict[str, torch.Te
 def test_parts_of_a_batch_give_the_losses_and_weights_of_the_whole(folder: Path, dataset_folder: Path) -> None:
     batch = {"batch": 4, "reference_batch": 4}
     parted = student(folder, dataset_folder, "parted", schedule={**batch, "accumulate": 3}, run={"ledger": True})
-    train_run(parted)
+    train_run(RunContext(parted))
     assert losses(parted.folder) == pytest.approx(losses(folder / "plain"), rel=1e-5)
     whole, ours = tensors(folder / "plain"), tensors(parted.folder)
     assert all(torch.allclose(whole[name], ours[name], rtol=1e-4, atol=1e-6) for name in whole)
@@ -76,7 +77,7 @@ def test_other_numbers_of_ranks_give_the_same_losses(
     changes["engine"] = {"threads": 1}
     teacher = {"run": str(folder / "teacher")}
     one = student(tmp_path, dataset_folder, "one", **changes, teacher=teacher)
-    train_run(one)
+    train_run(RunContext(one))
     changes["schedule"] |= {"accumulate": accumulate}
     many = student(tmp_path, dataset_folder, "many", **changes, teacher=teacher)
     path = tmp_path / "many.yaml"
@@ -107,7 +108,7 @@ def test_the_moving_average_follows_its_formula_and_is_what_is_judged(folder: Pa
     changes: dict[str, Any] = {"schedule": {"optimizer": "adamw", "lr": 1e-3, "ema": 0.75, "policy": "constant"}}
     changes |= {"run": {"checkpoint_every": 1, "keep": 9}}
     config = run(folder, dataset_folder, "averaged", **changes)
-    judged = train_run(config)
+    judged = train_run(RunContext(config))
     expected: dict[str, torch.Tensor] = {}
     for path in sorted((config.folder / "checkpoints").iterdir()):
         weights = load_weights(path / "model.safetensors")
@@ -129,17 +130,17 @@ def test_half_precision_is_near_and_goes_on_bit_for_bit(
     changes: dict[str, Any] = {"schedule": {"steps": 3, "ema": 0.5}}
     changes |= {"compute": {"precision": precision}, "run": {"checkpoint_every": 1, "keep": 9}}
     whole = student(folder, dataset_folder, f"{precision}-whole", **changes)
-    train_run(whole)
+    train_run(RunContext(whole))
     # Only the first: fp16 leaves out steps until it has found a scale.
     exact = student(folder, dataset_folder, f"{precision}-exact", schedule={"steps": 1})
-    train_run(exact)
+    train_run(RunContext(exact))
     assert losses(whole.folder)[0] == pytest.approx(losses(exact.folder)[0], rel=0.02)
     assert losses(whole.folder)[0] != losses(exact.folder)[0]
     parted = student(folder, dataset_folder, f"{precision}-parted", **changes)
-    train_run(parted)
+    train_run(RunContext(parted))
     for path in sorted((parted.folder / "checkpoints").iterdir())[2:]:
         path.rename(parted.folder / path.name)
-    train_run(parted)
+    train_run(RunContext(parted))
     for name in ("model.safetensors", "average.safetensors"):
         first, second = tensors(whole.folder, name), tensors(parted.folder, name)
         assert all(torch.equal(first[tensor], second[tensor]) for tensor in first)
@@ -175,7 +176,7 @@ def test_memory_format_and_compilation_change_rounding_only(
 ) -> None:
     name = next(iter(compute))
     config = student(folder, dataset_folder, name, schedule={"batch": 4, "reference_batch": 4}, compute=compute)
-    train_run(config)
+    train_run(RunContext(config))
     assert losses(config.folder) == pytest.approx(losses(folder / "plain"), rel=1e-4)
     assert tensors(config.folder).keys() == tensors(folder / "plain").keys()
 
@@ -206,7 +207,7 @@ def test_a_page_whose_loss_is_not_finite_ends_all_ranks_before_the_step(dataset_
 
     changes: dict[str, Any] = {"schedule": {"steps": 5}, "run": {"ledger": True, "checkpoint_every": 100}}
     whole = run(tmp_path, dataset_folder, "whole", **changes)
-    train_run(whole)
+    train_run(RunContext(whole))
     ledger = read_ledger(whole.folder)
     seen = [sample for step in range(2) for sample in ledger[step]]
     step = next(step for step in range(2, 5) if not set(ledger[step]) & set(seen))
@@ -233,7 +234,7 @@ def test_a_page_whose_loss_is_not_finite_ends_all_ranks_before_the_step(dataset_
 def test_weights_that_are_not_finite_are_not_kept(dataset_folder: Path, tmp_path: Path) -> None:
     config = run(tmp_path, dataset_folder, "explodes", schedule={"lr": 1e12, "steps": 6}, run={"checkpoint_every": 1})
     with pytest.raises(TrainingError, match="gradients are not finite"):
-        train_run(config)
+        train_run(RunContext(config))
     last = newest_checkpoint(config.folder / "checkpoints")
     assert last is None or all(torch.isfinite(value).all() for value in load_weights(last.weights).values())
 
@@ -244,7 +245,8 @@ def test_deterministic_algorithms_are_asked_for(dataset_folder: Path, tmp_path: 
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     code = (
         "import torch; from pathlib import Path; from pipeline.config import load_config\n"
-        f"from pipeline.train.run import train_run; train_run(load_config(Path({str(path)!r})))\n"
+        "from pipeline.context import RunContext\n"
+        f"from pipeline.train.run import train_run; train_run(RunContext(load_config(Path({str(path)!r}))))\n"
         "assert torch.are_deterministic_algorithms_enabled()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

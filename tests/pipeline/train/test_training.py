@@ -12,16 +12,17 @@ import torch
 
 from graphkd.errors import ConfigError
 from pipeline.config import RunConfig, ScheduleConfig, resolve
+from pipeline.context import RunContext
 from pipeline.core.distributed import World
 from pipeline.core.errors import CheckpointError, OutputError, TrainingError
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.runs.checkpoint import load_weights, newest_checkpoint
 from pipeline.runs.metrics import read_metrics
-from pipeline.train.builders import build_step
 from pipeline.train.loop import global_mean
 from pipeline.train.run import evaluate_run, train_run
 from pipeline.train.schedule import learning_rate
 from pipeline.train.smoke import smoke
+from pipeline.training_step import build_training_step
 from tests.support.runs import SMALL_DETECTOR, build_here, small_run
 
 CPU = torch.device("cpu")
@@ -41,7 +42,7 @@ def student(folder: Path, packed: Path, name: str, **changes: Any) -> RunConfig:
 def trained(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds a trained teacher and its cache."""
     folder = tmp_path_factory.mktemp("trained")
-    train_run(small(folder, dataset_folder, "teacher"))
+    train_run(RunContext(small(folder, dataset_folder, "teacher")))
     build_here(student(folder, dataset_folder, "any"))
     return folder
 
@@ -58,7 +59,7 @@ def weights(config: RunConfig) -> dict[str, torch.Tensor]:
 
 def test_a_run_leaves_config_metrics_checkpoint_and_figures(trained: Path, dataset_folder: Path) -> None:
     config = small(trained, dataset_folder, "teacher")
-    figures = evaluate_run(config)
+    figures = evaluate_run(RunContext(config))
     assert 0 <= figures["ap"] <= 1
     assert figures["step"] == 4
     assert json.loads((config.folder / "eval.json").read_text())["pages"] == 10
@@ -70,13 +71,13 @@ def test_a_run_leaves_config_metrics_checkpoint_and_figures(trained: Path, datas
 def test_a_finished_run_is_not_trained_again(trained: Path, dataset_folder: Path) -> None:
     config = small(trained, dataset_folder, "teacher")
     before = (config.folder / "metrics.jsonl").read_bytes()
-    train_run(config)
+    train_run(RunContext(config))
     assert (config.folder / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_distilled_student_learns_from_the_cache(trained: Path, dataset_folder: Path) -> None:
     config = student(trained, dataset_folder, "distilled")
-    train_run(config)
+    train_run(RunContext(config))
     terms = read_metrics(config.folder)[-1]["terms"]
     assert {"kd_node", "kd_edge", "kd_logits", "kd_boxes", "loss_class"} <= set(terms)
     assert all(math.isfinite(value) for value in terms.values())
@@ -84,12 +85,12 @@ def test_a_distilled_student_learns_from_the_cache(trained: Path, dataset_folder
 
 def test_going_on_gives_the_weights_of_the_run_that_was_not_stopped(trained: Path, dataset_folder: Path) -> None:
     whole = student(trained, dataset_folder, "whole")
-    train_run(whole)
+    train_run(RunContext(whole))
     parted = student(trained, dataset_folder, "parted")
-    train_run(parted)
+    train_run(RunContext(parted))
     for path in sorted((parted.folder / "checkpoints").iterdir())[1:]:
         path.rename(parted.folder / f"lost-{path.name}")
-    train_run(parted)
+    train_run(RunContext(parted))
     first, second = weights(whole), weights(parted)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert losses(whole) == losses(parted)
@@ -98,27 +99,27 @@ def test_going_on_gives_the_weights_of_the_run_that_was_not_stopped(trained: Pat
 def test_live_and_cached_teachers_give_the_same_losses(trained: Path, dataset_folder: Path) -> None:
     view = {"view": {"canvas": [128, 96], "shortest_edge": [96, 96]}}
     folder = trained / "same-view"
-    train_run(small(folder, dataset_folder, "teacher", data=view))
+    train_run(RunContext(small(folder, dataset_folder, "teacher", data=view)))
     cached = student(folder, dataset_folder, "cached", data=view, teacher={"cache_dtype": "fp32"})
     build_here(cached)
     live = student(folder, dataset_folder, "live", data=view, teacher={"signals": "live"})
-    train_run(cached)
-    train_run(live)
+    train_run(RunContext(cached))
+    train_run(RunContext(live))
     assert losses(cached) == pytest.approx(losses(live), rel=1e-4)
 
 
 def test_views_of_a_cache_are_replayed(trained: Path, dataset_folder: Path) -> None:
     from pipeline.data.loading.loader import PageDataset, collate
     from pipeline.data.loading.order import SampleRef
-    from pipeline.train.builders import signal_source
+    from pipeline.train.signal_source import signal_source
 
     settings = {"views": 2, "cache": str(trained / "two-views"), "cache_dtype": "fp32"}
     live = {"views": 2, "cache": str(trained / "two-views"), "signals": "live"}
     config = student(trained, dataset_folder, "views", teacher=settings)
     assert [shard.rows for shard in build_here(config).shards] == [8, 8, 4]
     dataset = PackedDataset(dataset_folder)
-    cached = signal_source(config, dataset, CPU)
-    teacher = signal_source(student(trained, dataset_folder, "views-live", teacher=live), dataset, CPU)
+    cached = signal_source(RunContext(config), CPU)
+    teacher = signal_source(RunContext(student(trained, dataset_folder, "views-live", teacher=live)), CPU)
     items = PageDataset(dataset, config.data.view, config.run.seed, config.views)
     batch = collate([items[SampleRef(epoch, sample)] for epoch, sample in ((0, 3), (1, 3), (3, 5))])
     first, second = cached.signals(batch), teacher.signals(batch)
@@ -129,7 +130,7 @@ def test_views_of_a_cache_are_replayed(trained: Path, dataset_folder: Path) -> N
 
 def test_a_changed_config_is_refused_with_the_difference(trained: Path, dataset_folder: Path) -> None:
     with pytest.raises(OutputError, match=r"schedule\.lr was 0\.001, is 0\.5"):
-        train_run(small(trained, dataset_folder, "teacher", schedule={"lr": 0.5}))
+        train_run(RunContext(small(trained, dataset_folder, "teacher", schedule={"lr": 0.5})))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_every_method_trains_on_the_same_pages(trained: Path, dataset_folder: Pa
     signals = "live" if method["name"] == "pkd" or "nodes" in method else "cache"
     name = f"{method['name']}-{len(method)}"
     config = student(trained, dataset_folder, name, method=method, teacher={"signals": signals})
-    train_run(config)
+    train_run(RunContext(config))
     lines = read_metrics(config.folder)
     assert len(lines) == 4 and all(math.isfinite(value) for line in lines for value in line["terms"].values())
     assert any(name.startswith("kd_") for name in lines[-1]["terms"])
@@ -154,19 +155,19 @@ def test_every_method_trains_on_the_same_pages(trained: Path, dataset_folder: Pa
 def test_a_run_starts_from_another_runs_weights(trained: Path, dataset_folder: Path) -> None:
     teacher = small(trained, dataset_folder, "teacher")
     config = small(trained, dataset_folder, "tuned", run={"init": str(teacher.folder)}, schedule={"lr": 1e-9})
-    train_run(config)
+    train_run(RunContext(config))
     first, second = weights(teacher), weights(config)
     assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
     orphan = small(trained, dataset_folder, "orphan", run={"init": str(trained / "nowhere")})
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
-        train_run(orphan)
+        train_run(RunContext(orphan))
 
 
 def test_a_run_of_another_backbone_is_no_start(trained: Path, dataset_folder: Path) -> None:
     changed = {**SMALL_DETECTOR, "backbone": "mobilenetv3_small_100"}
     init = {"init": str(trained / "teacher")}
     with pytest.raises(CheckpointError, match=r"only \d+ of the detector's \d+ tensors fit"):
-        train_run(small(trained, dataset_folder, "other-start", run=init, detector=changed))
+        train_run(RunContext(small(trained, dataset_folder, "other-start", run=init, detector=changed)))
 
 
 def test_a_dataset_without_text_classes_is_refused_naming_them(
@@ -178,31 +179,35 @@ def test_a_dataset_without_text_classes_is_refused_naming_them(
     pack(coco_folder / "annotations.json", coco_folder / "images", packed, text=[])
     config = student(trained, packed, "no-text")
     with pytest.raises(ConfigError, match=r"none of the categories of .*\(Text, Picture, Title\) is flagged as text"):
-        train_run(config)
+        train_run(RunContext(config))
 
 
 def test_what_is_missing_is_named_before_anything_is_written(
     trained: Path, dataset_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match="is no run"):
-        train_run(student(tmp_path, dataset_folder, "orphan"))
+        train_run(RunContext(student(tmp_path, dataset_folder, "orphan")))
     with pytest.raises(ConfigError, match="has 3 classes"):
-        train_run(small(tmp_path, dataset_folder, "classes", data={"num_classes": 5}))
+        train_run(RunContext(small(tmp_path, dataset_folder, "classes", data={"num_classes": 5})))
     with pytest.raises(ConfigError, match=r"the same data\.view\.canvas"):
         canvas = {"view": {"canvas": [160, 96], "shortest_edge": [80, 96]}}
-        train_run(student(tmp_path, dataset_folder, "canvas", data=canvas, teacher={"run": str(trained / "teacher")}))
+        train_run(
+            RunContext(
+                student(tmp_path, dataset_folder, "canvas", data=canvas, teacher={"run": str(trained / "teacher")})
+            )
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(trained: Path, dataset_folder: Path) -> None:
     config = small(trained, dataset_folder, "explodes", schedule={"optimizer": "sgd", "lr": 1e12, "steps": 6})
     with pytest.raises(TrainingError, match=r"step \d: gradients are not finite \("):
-        train_run(config)
+        train_run(RunContext(config))
 
 
 def test_a_smoke_run_learns_its_page_and_writes_nothing(trained: Path, dataset_folder: Path) -> None:
     config = student(trained, dataset_folder, "smoke")
-    history = smoke(config)
+    history = smoke(RunContext(config))
     assert len(history) == 10
     assert history[-1] < history[0]
     assert not config.folder.exists()
@@ -216,8 +221,8 @@ def test_two_ray_workers_give_the_losses_of_one_process(trained: Path, dataset_f
     two = student(
         trained, dataset_folder, "two-workers", schedule=plain, engine={"name": "ray", "workers": 2, "threads": 1}
     )
-    train_run(one)
-    train_run(two)
+    train_run(RunContext(one))
+    train_run(RunContext(two))
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     assert losses(one)[3] != pytest.approx(losses(one)[0], rel=1e-3)  # other pages, other weights
     assert len(losses(two)) == 4
@@ -249,19 +254,23 @@ def test_one_cycle_rises_to_its_peak_and_falls_to_nothing() -> None:
 
 
 def test_a_teacher_without_region_head_needs_another_categorizer(dataset_folder: Path, tmp_path: Path) -> None:
-    train_run(small(tmp_path, dataset_folder, "teacher", detector={"architecture": "retinanet"}, schedule={"steps": 1}))
+    train_run(
+        RunContext(
+            small(tmp_path, dataset_folder, "teacher", detector={"architecture": "retinanet"}, schedule={"steps": 1})
+        )
+    )
     with pytest.raises(ConfigError, match=r"teacher is a retinanet; set method\.graph\.categorizer=moments"):
-        train_run(student(tmp_path, dataset_folder, "wants-classes", teacher={"signals": "live"}))
+        train_run(RunContext(student(tmp_path, dataset_folder, "wants-classes", teacher={"signals": "live"})))
 
 
 def test_heads_made_for_other_anchors_are_not_inherited(trained: Path, dataset_folder: Path) -> None:
     changed = {**SMALL_DETECTOR, "anchor_sizes": [9, 18, 36, 72, 144]}
-    dataset, teacher = PackedDataset(dataset_folder), weights(small(trained, dataset_folder, "teacher"))
+    teacher = weights(small(trained, dataset_folder, "teacher"))
     head = "detector.model.rpn.head.cls_logits.weight"
-    same = build_step(student(trained, dataset_folder, "anchors"), dataset, CPU)
+    same = build_training_step(RunContext(student(trained, dataset_folder, "anchors")), CPU)
     assert torch.equal(same.state_dict()[head], teacher[head])
     other = student(trained, dataset_folder, "anchors", detector=changed)
-    assert not torch.equal(build_step(other, dataset, CPU).state_dict()[head], teacher[head])
+    assert not torch.equal(build_training_step(RunContext(other), CPU).state_dict()[head], teacher[head])
     asked = student(trained, dataset_folder, "anchors", detector=changed, method={"name": "graphkd", "inherit": True})
     with pytest.raises(ConfigError, match=r"the student has anchors \(9\.0, .* and the teacher \(8\.0"):
-        build_step(asked, dataset, CPU)
+        build_training_step(RunContext(asked), CPU)

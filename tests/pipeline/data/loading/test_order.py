@@ -140,7 +140,7 @@ def test_a_shard_is_read_by_few_ranks_and_forward(ranks: int, batch: int) -> Non
     steps = order.samples // batch
     for rank in range(ranks):
         positions = np.concatenate([np.array(batch_positions(step, batch, rank, ranks)) for step in range(steps)])
-        samples = order.group_samples(0, positions)
+        samples = order.samples_of(0, positions)
         for shard in np.unique(samples // 512).tolist():
             readers.setdefault(shard, set()).add(rank)
             rows = samples[samples // 512 == shard] % 512

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import CheckpointError
-from pipeline.data.loading.state import STATE_VERSION, DataState, load_data_state
+from pipeline.data.loading.resume_state import STATE_VERSION, DataState, load_data_state
 
 STATE = DataState(dataset="abc", seed=3, batch=8, position=80)
 

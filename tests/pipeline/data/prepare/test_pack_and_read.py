@@ -23,7 +23,7 @@ from pipeline.core.errors import DataError, OutputError
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.format.index import build_index, open_index
 from pipeline.data.format.schema import index_path
-from pipeline.data.loading.augmentation import AugmentationConfig
+from pipeline.data.loading.augmentation import EVALUATION_VIEW, NEW_VIEW_EVERY_EPOCH, AugmentationConfig
 from pipeline.data.loading.batches import FinitePassBatches, TrainBatches
 from pipeline.data.loading.loader import PageDataset, page_loader
 from pipeline.data.loading.order import CanonicalOrder, SampleRef
@@ -74,13 +74,13 @@ def test_webdataset_reads_the_tars(dataset_folder: Path) -> None:
 
 
 BAD_FILES: dict[str, Callable[[dict[str, Any]], None]] = {
-    "lies off its page": lambda coco: coco["annotations"][0].update(bbox=[80, 10, 40, 10]),
+    "is off its page": lambda coco: coco["annotations"][0].update(bbox=[80, 10, 40, 10]),
     "has no area": lambda coco: coco["annotations"][0].update(bbox=[10, 10, 0, 10]),
     "names category id 77": lambda coco: coco["annotations"][0].update(category_id=77),
     "names image id 5": lambda coco: coco["annotations"][0].update(image_id=5),
-    "image id 100 stands 2 times": lambda coco: coco["images"][1].update(id=100),
-    "annotation id 1 stands 2 times": lambda coco: coco["annotations"][0].update(id=1),
-    "stands for 2 images": lambda coco: coco["images"][1].update(file_name=coco["images"][0]["file_name"]),
+    "image id 100 is used 2 times": lambda coco: coco["images"][1].update(id=100),
+    "annotation id 1 is used 2 times": lambda coco: coco["annotations"][0].update(id=1),
+    "is used by 2 images": lambda coco: coco["images"][1].update(file_name=coco["images"][0]["file_name"]),
     "images are not in": lambda coco: coco["images"][0].update(file_name="absent.png"),
     "its annotation says": lambda coco: coco["images"][0].update(width=120),
     "is no COCO file": lambda coco: coco["images"][0].update(width="wide"),
@@ -181,7 +181,7 @@ def test_shard_names_cannot_leave_the_folder(copy: Path) -> None:
 def batches(dataset: PackedDataset, ranks: int, workers: int, start: int = 0, stop: int = 6) -> list[list[int]]:
     """The samples of each global batch, read by all ranks together."""
     order = CanonicalOrder(dataset.shard_sizes, seed=5, batch=4)
-    items = PageDataset(dataset, VIEW, seed=5, views=0)
+    items = PageDataset(dataset, VIEW, seed=5, views=NEW_VIEW_EVERY_EPOCH)
     read = [
         [
             batch.samples.tolist()
@@ -289,7 +289,7 @@ def test_ray_writes_the_same_bytes(coco_folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_batch_is_a_handful_of_tensors_whatever_its_size(dataset_folder: Path) -> None:
-    items = PageDataset(PackedDataset(dataset_folder), VIEW, 0, -1)
+    items = PageDataset(PackedDataset(dataset_folder), VIEW, 0, EVALUATION_VIEW)
     for size in (1, 10):
         batch = next(iter(page_loader(items, [[SampleRef(0, sample) for sample in range(size)]], 0)))
         values = [getattr(batch, field.name) for field in fields(batch)]
@@ -303,7 +303,7 @@ def test_few_files_stay_open(dataset_folder: Path, tmp_path: Path, monkeypatch: 
     shutil.copytree(dataset_folder, tmp_path / "own")
     dataset = PackedDataset(tmp_path / "own")
     for sample in (0, 4, 8, 1, 5, 9):
-        dataset.images([dataset.sample(sample)])
+        dataset.read_images([dataset.sample(sample)])
         own = [path for path in descriptors() if path.startswith(str(tmp_path))]
         for ending in (".tar", ".arrow"):
             assert len([path for path in own if path.endswith(ending)]) <= 2

@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline.core.errors import DataError
 from pipeline.data.format.dataset import BadSampleError, PackedDataset
 from pipeline.data.format.schema import index_path, read_dataset_json
-from pipeline.data.loading.augmentation import AugmentationConfig
+from pipeline.data.loading.augmentation import NEW_VIEW_EVERY_EPOCH, AugmentationConfig
 from pipeline.data.loading.loader import PageDataset, collate, limit_bad_samples
 from pipeline.data.loading.order import SampleRef
 from pipeline.data.prepare.index_external import index_dataset
@@ -81,13 +81,13 @@ BAD_SAMPLES: dict[str, Callable[[Members], Any]] = {
         KEY, boxes=[[90, 10, 20, 10]], category_ids=[3], iscrowd=[0]
     ),
     "has category id 77": edited(KEY, boxes=[[1, 1, 9, 9]], category_ids=[77], iscrowd=[0]),
-    "image id 100 stands in shard-000000.tar already": edited(KEY, image_id=100),
+    "image id 100 is used in shard-000000.tar already": edited(KEY, image_id=100),
 }
 BAD_TARS: dict[str, Callable[[Members], Any]] = {
     "json is malformed": put(f"{KEY}.json", b"{"),
     "which must be one of each": edited(KEY, iscrowd=[0] * 99),
     "but needs an image and a json": lambda files: files.pop(f"{KEY}.json") and None,
-    "its key stands 2 times": lambda files: [(f"{KEY}.png", jpeg())],
+    "its key is used 2 times": lambda files: [(f"{KEY}.png", jpeg())],
 }
 
 
@@ -201,13 +201,13 @@ def broken(copy: Path, *keys: str) -> PackedDataset:
 
 
 def test_a_bad_sample_stops_a_run_naming_shard_and_key(copy: Path) -> None:
-    items = PageDataset(broken(copy, KEY), VIEW, 0, 0)
+    items = PageDataset(broken(copy, KEY), VIEW, 0, NEW_VIEW_EVERY_EPOCH)
     with pytest.raises(BadSampleError, match=rf"{SHARD}: the image of '{KEY}' cannot be read"):
         items[SampleRef(0, 5)]
 
 
 def test_a_bad_sample_is_stood_in_for_under_a_budget(copy: Path) -> None:
-    items = PageDataset(broken(copy, KEY, "000000006"), VIEW, 0, 0, substitute_bad=True)
+    items = PageDataset(broken(copy, KEY, "000000006"), VIEW, 0, NEW_VIEW_EVERY_EPOCH, substitute_bad=True)
     batch = collate(items.__getitems__([SampleRef(0, 5), SampleRef(0, 1)]))
     assert batch.samples.tolist() == [7, 1]  # the next that can be read, under any topology
     assert batch.replaced_sample.tolist() == [5, -1]

@@ -17,7 +17,7 @@ import torch
 from graphkd.errors import ConfigError
 from pipeline.core.errors import DataError
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.data.loading.augmentation import AugmentationConfig
+from pipeline.data.loading.augmentation import NEW_VIEW_EVERY_EPOCH, AugmentationConfig
 from pipeline.data.loading.batches import TrainBatches
 from pipeline.data.loading.loader import PageDataset, page_loader
 from pipeline.data.loading.order import CanonicalOrder
@@ -41,7 +41,7 @@ def files(dataset_folder: Path) -> Iterator[Files]:
 def pages(location: str | Path, storage: StorageConfig | None = None, workers: int = 0) -> list[torch.Tensor]:
     dataset = PackedDataset(location, storage)
     order = CanonicalOrder(dataset.shard_sizes, 1, 4)
-    items = PageDataset(dataset, VIEW, 1, 0)
+    items = PageDataset(dataset, VIEW, 1, NEW_VIEW_EVERY_EPOCH)
     return [batch.images for batch in page_loader(items, TrainBatches(order, 4, 0, 1, 0, 4), workers)]
 
 
@@ -66,11 +66,10 @@ def test_only_the_bytes_that_are_needed_travel(dataset_folder: Path, files: File
     store = open_store(files.url, QUICK)
     dataset = PackedDataset(files.url, QUICK)
     record = dataset.sample(1)
-    assert dataset.images([record]) == [
+    assert dataset.read_images([record]) == [
         (dataset_folder / SHARD).read_bytes()[record.image_offset : record.image_offset + record.image_bytes]
     ]
     assert store.read("dataset.json") == (dataset_folder / "dataset.json").read_bytes()
-    assert b"".join(store.chunks(SHARD)) == (dataset_folder / SHARD).read_bytes()
 
 
 @pytest.mark.parametrize("fault", ["drop", "stall", "503", "429", "whole"])
@@ -88,7 +87,7 @@ def test_faults_that_pass_are_got_over(dataset_folder: Path, files: Files, fault
     [
         ("503", r"shard-000000.tar cannot be read .*503.* after 3 tries"),
         ("stall", r"shard-000000.tar cannot be read .* after 3 tries"),
-        ("whole", r"bytes from \d+ were asked for"),
+        ("whole", r"asked for \d+ bytes from"),
         ("403", r"shard-000000.tar cannot be read .*403"),
         ("404", r"shard-000000.tar does not exist"),
     ],
@@ -99,7 +98,7 @@ def test_faults_that_stay_are_one_line(files: Files, fault: str, message: str) -
     files.faults[SHARD] = [fault] * 9
     files.stall_s = 0.8
     with pytest.raises(DataError, match=message) as caught:
-        dataset.images(records)
+        dataset.read_images(records)
     assert "\n" not in str(caught.value)
     assert files.requests[SHARD] == (1 if fault in ("403", "404") else 3)  # trying again would not help those
 
@@ -109,7 +108,7 @@ def test_one_failed_range_does_not_fetch_the_others_again(files: Files) -> None:
     records = [dataset.sample(sample) for sample in (0, 5, 9)]
     files.faults["shard-000001.tar"] = ["503"]
     before = dict(files.requests)
-    dataset.images([*records, records[0]])
+    dataset.read_images([*records, records[0]])
     assert {name: files.requests[name] - before.get(name, 0) for name in files.requests if name.endswith("tar")} == {
         "shard-000000.tar": 1,
         "shard-000001.tar": 2,
@@ -150,7 +149,7 @@ def cached(files: Files, folder: Path, gigabytes: float = 1.0) -> tuple[PackedDa
 
 
 def read_all(dataset: PackedDataset) -> list[bytes]:
-    return [dataset.images([dataset.sample(sample)])[0] for sample in range(len(dataset))]
+    return [dataset.read_images([dataset.sample(sample)])[0] for sample in range(len(dataset))]
 
 
 def copies(folder: Path) -> list[str]:
@@ -172,7 +171,7 @@ def test_shards_are_copied_once_and_read_from_the_copy(dataset_folder: Path, fil
 def test_the_cache_keeps_its_bound_and_drops_what_was_used_longest_ago(files: Files, tmp_path: Path) -> None:
     dataset, store = cached(files, tmp_path, gigabytes=25_000 / 1e9)  # two shards of 10 kB
     for shard, sample in enumerate((0, 4, 8)):
-        dataset.images([dataset.sample(sample)])
+        dataset.read_images([dataset.sample(sample)])
         store.close()
         os.utime(store.folder / f"shard-{shard:06d}.tar", (shard, shard))
         used = sum(path.stat().st_size for path in tmp_path.glob("*/*.tar"))
@@ -200,10 +199,10 @@ def test_a_copy_that_does_not_fit_its_checksum_is_not_kept(
     (altered / SHARD).write_bytes(content)
     files.folder = altered
     dataset, store = cached(files, tmp_path / "cache")
-    dataset.images([dataset.sample(0)])
+    dataset.read_images([dataset.sample(0)])
     store.close()
     assert copies(tmp_path / "cache") == []
-    assert "has other bytes than its description says" in caplog.text
+    assert "has other bytes than its dataset describes" in caplog.text
     assert not list((tmp_path / "cache").glob("*/.*.tmp"))
 
 
@@ -221,7 +220,7 @@ from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.storage.base import StorageConfig
 from pathlib import Path
 dataset = PackedDataset(sys.argv[1], StorageConfig(cache=Path(sys.argv[2]), timeout_s=60))
-dataset.images([dataset.sample(0)])
+dataset.read_images([dataset.sample(0)])
 dataset.store.close()
 """
 
@@ -240,7 +239,7 @@ def test_a_killed_copy_leaves_nothing_that_is_believed(files: Files, tmp_path: P
     victim.wait()
     assert copies(tmp_path) == []
     survivor, store = cached(files, tmp_path)
-    assert survivor.images([record]) == dataset.images([record])
+    assert survivor.read_images([record]) == dataset.read_images([record])
     store.close()
     assert copies(tmp_path) == [SHARD]
     assert not list(tmp_path.glob("*/.*.tmp"))

@@ -8,19 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.runs.metrics import METRICS_FILE, read_metrics
+from pipeline.core.run_paths import METRICS
+from pipeline.runs.metrics import read_metrics
 
 POLL_S = 0.5
 
 
 @contextmanager
 def watch_metrics(folder: Path, callback: Callable[[dict[str, Any]], None] | None) -> Iterator[None]:
-    """While the body runs, call ``callback`` from a thread with each new last line of the run's metrics."""
+    """Call ``callback`` from a thread with each new last line of the run's metrics."""
     if callback is None:
         yield
         return
     stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(folder, callback, stop), daemon=True)
+    thread = threading.Thread(target=_watch, args=(folder, callback, stop), daemon=True)
     thread.start()
     try:
         yield
@@ -29,8 +30,8 @@ def watch_metrics(folder: Path, callback: Callable[[dict[str, Any]], None] | Non
         thread.join()
 
 
-def _follow(folder: Path, callback: Callable[[dict[str, Any]], None], stop: threading.Event) -> None:
-    path, seen = folder / METRICS_FILE, -1
+def _watch(folder: Path, callback: Callable[[dict[str, Any]], None], stop: threading.Event) -> None:
+    path, seen = folder / METRICS, -1
     while True:
         ended = stop.wait(POLL_S)
         size = path.stat().st_size if path.exists() else 0
