@@ -1,6 +1,6 @@
-"""The distillation step: one student, one batch, what the teacher said of it; out come the losses by name.
+"""One distillation step: batch and teacher signals in, named losses out.
 
-The step speaks to the student only through the detector interface and to the teacher only through its signals.
+The student is used only through the detector interface, the teacher only through its signals.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from graphkd.signals import TeacherSignals, mean_std_pair
 
 
 class TrainingStep(nn.Module):
-    """A detector and what it learns from; ``forward`` gives every loss term, each float32 [B], one value a page.
+    """A student and the method it learns by; ``forward`` returns every loss term, float32 [B], one value per page.
 
     Under autocast the student's networks run in its precision; the teacher, graphs and losses stay in float32.
 
     Args:
         detector: the student.
-        method: what it learns from besides ground truth.
-        statistics: the teacher's, on the device of training; needed by every method but none.
+        method: distillation method.
+        statistics: of the teacher, on the training device; required unless the method is none.
     """
 
     def __init__(
@@ -43,95 +43,99 @@ class TrainingStep(nn.Module):
         self.statistics = statistics
         self.adapter: nn.Module = nn.Identity()
         if statistics is not None and len(statistics.mean) != detector.spec.channels:
-            # Learns with the student and is dropped with the teacher: the exported student never needs it.
+            # Trained with the student and discarded with the teacher: the exported student does not need it.
             self.adapter = nn.Conv2d(detector.spec.channels, len(statistics.mean), kernel_size=1)
 
-    def forward(self, batch: PageBatch, said: TeacherSignals | TeacherPass | None) -> dict[str, Tensor]:
-        """Run the student once; ``said`` is what the teacher says of the batch, needed by every method but none."""
+    def forward(self, batch: PageBatch, signals: TeacherSignals | TeacherPass | None) -> dict[str, Tensor]:
+        """Run the student once and return its losses; ``signals`` are required unless the method is none."""
         features = self.detector.features(batch.images, batch.image_sizes())
         targets = batch.targets()
         proposals, losses = self.detector.propose_and_losses(features, targets)
         if self.method.name == "none":
             return losses
-        if isinstance(said, TeacherPass):
+        if isinstance(signals, TeacherPass):
             with no_autocast(batch.images):
-                said = said.signals(proposals, targets)
-        assert said is not None and self.statistics is not None
-        self._check(said)
+                signals = signals.signals(proposals, targets)
+        assert signals is not None and self.statistics is not None
+        self._check(signals)
         terms: dict[str, Callable[..., dict[str, Tensor]]] = {
             "dsig": self._dsig,
             "pkd": self._pkd,
             "graphkd": self._graphkd,
         }
-        return losses | terms[self.method.name](batch, features, said, self.statistics)
+        return losses | terms[self.method.name](batch, features, signals, self.statistics)
 
     def _graphkd(
-        self, _: PageBatch, features: Features, said: TeacherSignals, statistics: TeacherStatistics
+        self, _: PageBatch, features: Features, signals: TeacherSignals, statistics: TeacherStatistics
     ) -> dict[str, Tensor]:
-        nodes, regions = self._nodes(features, said)
+        nodes, regions = self._nodes(features, signals)
         with no_autocast(nodes):
-            graph = build_graph(said, statistics, self.method.graph)
-            terms = graphkd_loss(nodes, regions, said, graph, statistics, self.method.weights)
-        return terms | self._map_term(features, said, statistics)
+            graph = build_graph(signals, statistics, self.method.graph)
+            terms = graphkd_loss(nodes, regions, signals, graph, statistics, self.method.weights)
+        return terms | self._map_term(features, signals, statistics)
 
     def _dsig(
-        self, batch: PageBatch, features: Features, said: TeacherSignals, statistics: TeacherStatistics
+        self, batch: PageBatch, features: Features, signals: TeacherSignals, statistics: TeacherStatistics
     ) -> dict[str, Tensor]:
-        nodes, regions = self._nodes(features, said)
+        nodes, regions = self._nodes(features, signals)
         with no_autocast(nodes):
-            foreground = batch.overlaps_ground_truth(said.boxes)
-            terms = dsig_loss(nodes, regions, said, foreground, statistics.mean_square, self.method.dsig)
-        return terms | self._map_term(features, said, statistics)
+            foreground = batch.overlaps_ground_truth(signals.boxes)
+            terms = dsig_loss(nodes, regions, signals, foreground, statistics.mean_square, self.method.dsig)
+        return terms | self._map_term(features, signals, statistics)
 
-    def _pkd(self, _: PageBatch, features: Features, said: TeacherSignals, __: TeacherStatistics) -> dict[str, Tensor]:
-        assert said.maps is not None, "pkd runs with a live teacher"
+    def _pkd(
+        self, _: PageBatch, features: Features, signals: TeacherSignals, __: TeacherStatistics
+    ) -> dict[str, Tensor]:
+        assert signals.maps is not None, "pkd runs with a live teacher"
         maps = self._maps(features)
-        with no_autocast(said.pooled):
-            return pkd_loss(maps, said.maps, self.method.pkd)
+        with no_autocast(signals.pooled):
+            return pkd_loss(maps, signals.maps, self.method.pkd)
 
-    def _map_term(self, features: Features, said: TeacherSignals, statistics: TeacherStatistics) -> dict[str, Tensor]:
+    def _map_term(
+        self, features: Features, signals: TeacherSignals, statistics: TeacherStatistics
+    ) -> dict[str, Tensor]:
         weight = self.method.maps_weight
-        if not weight or said.maps is None:
+        if not weight or signals.maps is None:
             return {}
         maps = self._maps(features)
-        with no_autocast(said.pooled):
-            return {"kd_maps": weight * map_loss(maps, said.maps, statistics.mean_square)}
+        with no_autocast(signals.pooled):
+            return {"kd_maps": weight * map_loss(maps, signals.maps, statistics.mean_square)}
 
     def _maps(self, features: Features) -> dict[str, Tensor]:
         return {name: self.adapter(maps).float() for name, maps in features.maps.items()}
 
-    def _nodes(self, features: Features, said: TeacherSignals) -> tuple[Tensor, RegionPredictions | None]:
-        """The student's features at the teacher's boxes, in the shape of the teacher's, and its predictions there."""
-        pooled = self.detector.pool(features, said.box_list())
-        shape = said.valid.shape
+    def _nodes(self, features: Features, signals: TeacherSignals) -> tuple[Tensor, RegionPredictions | None]:
+        """The student's features at the teacher's boxes, in the teacher's channels and shape, and its predictions."""
+        pooled = self.detector.pool(features, signals.box_list())
+        shape = signals.valid.shape
         regions = self.detector.classify(pooled)
         if regions is not None:
             regions = RegionPredictions(
                 logits=regions.logits.unflatten(0, shape), deltas=regions.deltas.unflatten(0, shape)
             )
         nodes = self.adapter(pooled).float().unflatten(0, shape)
-        return mean_std_pair(nodes) if said.is_compressed else nodes, regions
+        return mean_std_pair(nodes) if signals.is_compressed else nodes, regions
 
-    def _check(self, said: TeacherSignals) -> None:
+    def _check(self, signals: TeacherSignals) -> None:
         spec, statistics = self.detector.spec, self.statistics
-        channels, side = said.pooled.shape[2], said.pooled.shape[-1]
+        channels, side = signals.pooled.shape[2], signals.pooled.shape[-1]
         if statistics is not None and channels != len(statistics.mean):
             raise ConfigError(
                 f"the teacher's nodes have {channels} channels and its statistics {len(statistics.mean)}, to which the "
                 "student was adapted; build statistics and cache from one teacher"
             )
-        if side != spec.pooled_side and not said.is_compressed:
+        if side != spec.pooled_side and not signals.is_compressed:
             raise ConfigError(
                 f"the teacher pools {side} x {side} and the student {spec.pooled_side} x {spec.pooled_side}; "
                 "give both the same detector.pooled_side"
             )
-        if said.logits is not None and said.logits.shape[-1] != spec.num_classes + 1:
+        if signals.logits is not None and signals.logits.shape[-1] != spec.num_classes + 1:
             raise ConfigError(
-                f"the teacher knows {said.logits.shape[-1] - 1} classes and the student {spec.num_classes}; "
+                f"the teacher has {signals.logits.shape[-1] - 1} classes and the student {spec.num_classes}; "
                 "distil on the dataset that the teacher was trained for"
             )
 
 
 def no_autocast(on: Tensor) -> torch.autocast:
-    """The context in which nothing on the device of ``on`` is computed in less than its own precision."""
+    """Context without autocast on the device of ``on``."""
     return torch.autocast(on.device.type, enabled=False)

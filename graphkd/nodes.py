@@ -1,8 +1,8 @@
-"""Choosing the nodes of a page and asking a live teacher about them.
+"""Choosing the nodes of a page, and the signals of a live teacher at them.
 
-Nodes are fixed, of the teacher's own proposals, or taken from the student's proposals of the step, as Dsig does.
+Nodes are chosen from the teacher's proposals, or from the student's proposals of the step as in Dsig.
 
-Legend: ``B`` pages, ``N`` nodes a page (padded), ``K`` classes.
+Symbols: ``B`` pages, ``N`` nodes per page (padded), ``K`` classes.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from graphkd.signals import TeacherSignals
 
 
 class NodePolicy(BaseModel):
-    """Which boxes become nodes: the ground truth, then the teacher's proposals by foreground score.
+    """Boxes that become nodes: ground truth first, then the teacher's proposals by foreground score.
 
-    Many of them are near duplicates or background; a tighter suppression and a higher least score, which drop those,
-    distilled worse (``docs/method.md``): such nodes show the student where boxes end and what is nothing.
+    Many are near duplicates or background. Fewer of those, by a lower ``nms_iou`` or a higher ``min_score``, gave
+    worse students (``docs/method.md``): they show where boxes end, and what is background.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     count: int = Field(default=64, ge=1)
-    """N, the most nodes a page may have."""
+    """N, maximum number of nodes per page."""
     nms_iou: float = Field(default=0.7, gt=0, le=1)
-    """IoU above which the weaker of two nodes is dropped, whatever their classes; ground truth is never dropped."""
+    """Class-agnostic IoU above which the weaker of two nodes is dropped; ground truth is never dropped."""
     min_score: float = Field(default=0.01, ge=0, lt=1)
-    """Least foreground probability that the teacher gives a proposal."""
+    """Minimum foreground probability of a proposal under the teacher."""
     candidates: int = Field(default=4, ge=1)
     """Proposals scored per node, so that the region head does not run on all of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherPass:
-    """A live teacher's pass over a batch, which can still be asked about nodes that only the student will choose."""
+    """A live teacher's backbone pass over a batch, from which signals at any nodes can be computed."""
 
     teacher: Detector
     features: Features
     policy: NodePolicy
     maps: bool = False
-    """Whether signals carry the whole pyramid."""
+    """Whether signals include the feature pyramid."""
 
     @torch.no_grad()
     def signals(self, proposals: Proposals, targets: Targets) -> TeacherSignals:
-        """The teacher's signals at the nodes that its policy chooses among ``proposals`` and the ground truth."""
+        """Signals at the nodes that the policy chooses from ``proposals`` and ground truth."""
         boxes, classes, scores = choose_nodes(self.teacher, self.features, proposals, targets, self.policy)
         count = self.policy.count
         counts = torch.tensor([len(page) for page in boxes])
@@ -59,7 +59,7 @@ class TeacherPass:
 
     @torch.no_grad()
     def signals_at(self, boxes: Tensor, valid: Tensor, scores: Tensor, classes: Tensor) -> TeacherSignals:
-        """The teacher's signals at given nodes: boxes [B, N, 4], the others [B, N]; class -1 is to be predicted."""
+        """Signals at given nodes: boxes [B, N, 4], others [B, N]; the teacher predicts classes given as -1."""
         pooled = self.teacher.pool(self.features, list(boxes.unbind(0)))
         regions = self.teacher.classify(pooled)
         shape = boxes.shape[:2]
@@ -84,7 +84,7 @@ def teacher_pass(teacher: Detector, batch: PageBatch, policy: NodePolicy, *, map
 
 @torch.no_grad()
 def live_signals(teacher: Detector, batch: PageBatch, policy: NodePolicy, *, maps: bool = False) -> TeacherSignals:
-    """Run the teacher on a batch and collect its signals at fixed nodes: those ``policy`` chooses of its proposals."""
+    """Run the teacher on a batch and return its signals at nodes that ``policy`` chooses from its proposals."""
     done = teacher_pass(teacher, batch, policy, maps=maps)
     return done.signals(teacher.propose(done.features), batch.targets())
 
@@ -92,10 +92,10 @@ def live_signals(teacher: Detector, batch: PageBatch, policy: NodePolicy, *, map
 def choose_nodes(
     teacher: Detector, features: Features, proposals: Proposals, targets: Targets, policy: NodePolicy
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Boxes [n_i, 4], classes [n_i] (-1 where not ground truth) and scores [n_i] of each page's nodes.
+    """Return boxes [n_i, 4], classes [n_i] (-1 unless ground truth) and scores [n_i] of each page's nodes.
 
-    Scores are the teacher's foreground probabilities, whoever made ``proposals``, or the proposals' own where it has no
-    region head; 1 for ground truth.
+    Scores are 1 for ground truth, otherwise the teacher's foreground probabilities; those of ``proposals`` if the
+    teacher has no region head.
     """
     limit = policy.candidates * policy.count
     boxes = [page[:limit] for page in proposals.boxes]
@@ -120,9 +120,9 @@ def _choose_page(
     all_scores = torch.cat([scores.new_ones(len(true_boxes)), scores])
     classes = torch.cat([true_classes, true_classes.new_full((len(boxes),), -1)])
     rank = all_scores.clone()
-    rank[: len(true_boxes)] += 1  # ahead of every proposal
+    rank[: len(true_boxes)] += 1  # before every proposal
     kept = nms(all_boxes, rank, policy.nms_iou)
-    kept = kept[kept >= len(true_boxes)]  # ground truth stays whole, also where regions overlap
+    kept = kept[kept >= len(true_boxes)]  # ground truth is kept even if regions overlap
     kept = torch.cat([torch.arange(len(true_boxes), device=kept.device), kept])[: policy.count]
     return all_boxes[kept], classes[kept], all_scores[kept]
 

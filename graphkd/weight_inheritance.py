@@ -1,4 +1,4 @@
-"""Starting a student from the parts of its teacher that fit it."""
+"""Initialising a student's heads from its teacher's."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from graphkd.method.config import MethodConfig
 
 
 def inherit(student: DetectorModule, teacher: DetectorModule, method: MethodConfig) -> list[str]:
-    """Start the student's heads and pyramid outputs from the teacher's, if all of them fit; gives the names taken over.
+    """Copy the teacher's heads and pyramid outputs into the student if all shapes match; return the names copied.
 
-    Imitated features can be read by the head that they were made for, so that a student need not learn its own from
-    nothing (Kang et al., "Instance-Conditional Knowledge Distillation", NeurIPS 2021, call it inheriting). Heads of
-    Faster R-CNN pass between frameworks; those of RetinaNet have no common names.
+    A head that fits the imitated features saves the student learning one from scratch (the inheriting strategy of Kang
+    et al., "Instance-Conditional Knowledge Distillation", NeurIPS 2021). Heads of Faster R-CNN convert between
+    frameworks; those of RetinaNet do not.
 
     Raises:
-        ConfigError: where ``method.inherit`` is true and a part has another shape in the two, naming both.
+        ConfigError: if ``method.inherit`` is true and the shapes of a tensor differ, naming both.
     """
     if not method.inherits:
         return []

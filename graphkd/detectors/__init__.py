@@ -27,8 +27,11 @@ def build_detector(
 ) -> DetectorModule:
     """Build the detector of ``config`` for K classes and canvases of (height, width) px.
 
-    Weights other than ``backbone_weights`` (a bare backbone's state dict) are random, from torch's global generator.
-    Raises ConfigError for a backbone that cannot be built, WeightsError for weights that do not fit it.
+    Weights other than ``backbone_weights``, the state dict of a timm model, are random, from torch's global generator.
+
+    Raises:
+        ConfigError: if the backbone cannot be built, or detectron2 is not installed.
+        WeightsError: if the weights do not fit the backbone.
     """
     if config.framework == "detectron2":
         return _build_detectron2(config, num_classes, canvas, backbone_weights)

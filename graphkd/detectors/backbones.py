@@ -1,4 +1,4 @@
-"""Backbones by timm name behind a feature pyramid, in the form that torchvision's detectors take."""
+"""timm backbones with a feature pyramid, for torchvision's detectors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from graphkd.errors import ConfigError, WeightsError
 
 
 class PyramidBackbone(nn.Module):
-    """A timm feature extractor, the levels with the wanted strides, and an FPN (Lin et al., CVPR 2017) on them."""
+    """A timm feature extractor, a selection of its levels, and an FPN (Lin et al., CVPR 2017) on them."""
 
     def __init__(self, body: nn.Module, levels: nn.Module, fpn: FeaturePyramidNetwork, channels: int) -> None:
         super().__init__()
@@ -27,13 +27,13 @@ class PyramidBackbone(nn.Module):
         self.out_channels = channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Give feature maps [B, C, H/stride, W/stride] by level name, finest first."""
+        """Return feature maps [B, C, H/stride, W/stride] by level name, finest first."""
         maps = self.levels(self.body(images))
         return self.fpn(OrderedDict((str(level), level_map) for level, level_map in enumerate(maps)))
 
 
 class SelectLevels(nn.Module):
-    """Keeps the maps of a hierarchical backbone whose strides are asked for."""
+    """Selects maps of a hierarchical backbone by index."""
 
     def __init__(self, indices: list[int]) -> None:
         super().__init__()
@@ -71,10 +71,13 @@ def _rescale(channels: int, stride: int) -> nn.Module:
 def build_backbone(
     config: DetectorConfig, canvas: tuple[int, int], weights: Mapping[str, Tensor] | None = None
 ) -> PyramidBackbone:
-    """Build the backbone that ``config`` names, with its pyramid, for canvases of (height, width) px.
+    """Build the backbone of ``config`` with its pyramid, for canvases of (height, width) px.
 
-    ``weights`` is the state dict of the bare backbone, where the config names a file. Faster R-CNN gets levels P2-P6,
-    RetinaNet P3-P7. Raises ConfigError for a name timm does not know and WeightsError for weights that do not fit.
+    Faster R-CNN has levels P2-P6, RetinaNet P3-P7. ``weights`` is the state dict of the timm model, if any.
+
+    Raises:
+        ConfigError: if timm does not have the backbone, or it lacks a level.
+        WeightsError: if the weights do not fit it.
     """
     body, levels, in_channels, _ = build_bottom_up(config, canvas, weights)
     retina = config.architecture == "retinanet"
@@ -86,7 +89,7 @@ def build_backbone(
 def build_bottom_up(
     config: DetectorConfig, canvas: tuple[int, int], weights: Mapping[str, Tensor] | None = None
 ) -> tuple[nn.Module, nn.Module, list[int], list[int]]:
-    """What is below the pyramid: timm's backbone, the choice of its levels, and their channels and strides, px.
+    """Return timm's backbone without the pyramid, the selection of its levels, and their channels and strides, px.
 
     Arguments and errors as :func:`build_backbone`.
     """

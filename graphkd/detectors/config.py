@@ -1,4 +1,4 @@
-"""The description of a detector: what a config file says and a checkpoint remembers."""
+"""Config of a detector, in config files and checkpoints."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class DetectorConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     framework: Framework = "torchvision"
-    """Which adapter builds it; detectron2 must be installed beside graphkd."""
+    """Adapter; detectron2 must be installed separately."""
     architecture: Literal["faster_rcnn", "retinanet"] = "faster_rcnn"
-    """Detector behind the backbone."""
+    """Detector architecture."""
     backbone: str = "resnet50"
     """timm model name, such as resnet18, efficientnet_b0, mobilenetv2_100 or vit_base_patch16_224."""
     weights: str = "none"
@@ -34,17 +34,17 @@ class DetectorConfig(BaseModel):
     pooled_side: int = Field(default=7, ge=1)
     """Side of the RoIAlign grid."""
     roi_aligned: bool = False
-    """Whether RoIAlign takes pixels for points at their centres, half a pixel off, as detectron2's ROIAlignV2 does."""
+    """Whether RoIAlign places samples at pixel centres, shifted by half a pixel, like detectron2's ROIAlignV2."""
     roi_samples: int = Field(default=2, ge=0)
-    """Points that RoIAlign samples along each side of a cell; 0 for as many as the cell has pixels."""
+    """Points that RoIAlign samples along each side of a cell; 0: one per pixel."""
     anchors_rounded: bool = True
-    """Whether anchors are rounded to whole px, as torchvision's are and detectron2's never are."""
+    """Whether anchors are rounded to integer px, as in torchvision; never in detectron2."""
     head_width: int = Field(default=1024, ge=8)
     """Width of the two fully connected layers of the region head."""
     rpn_proposals_before_nms: int = Field(default=2000, ge=1)
-    """Proposals of each level before suppression, in training; half as many otherwise."""
+    """Proposals per level before NMS in training; half of it in evaluation."""
     rpn_proposals: int = Field(default=1000, ge=1)
-    """Proposals of a page after suppression."""
+    """Proposals per page after NMS."""
     rpn_nms_iou: float = Field(default=0.7, gt=0, le=1)
     """IoU above which the weaker of two proposals is dropped."""
     rpn_batch: int = Field(default=256, ge=2)
@@ -52,7 +52,7 @@ class DetectorConfig(BaseModel):
     roi_batch: int = Field(default=512, ge=4)
     """Regions sampled per page for the detection loss."""
     roi_positive_fraction: float = Field(default=0.25, gt=0, le=1)
-    """Largest share of foreground among them."""
+    """Maximum share of foreground among them."""
     score_threshold: float = Field(default=0.05, ge=0, lt=1)
     """Detections below this score are dropped."""
     nms_iou: float = Field(default=0.5, gt=0, le=1)
@@ -66,7 +66,7 @@ class DetectorConfig(BaseModel):
 
     @property
     def classifies_regions(self) -> bool:
-        """Whether the detector has a head for any pooled region; RetinaNet has none."""
+        """Whether the detector has a region head that classifies pooled regions; RetinaNet has none."""
         return self.architecture == "faster_rcnn"
 
     @model_validator(mode="before")

@@ -1,4 +1,4 @@
-"""Normalisation layers that do not depend on which pages share a batch."""
+"""Normalisation layers that are independent of the other pages in a batch."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import nn
 
 from graphkd.detectors.config import Norm
 
-GROUPS = 32  # the group count of Wu and He (ECCV 2018), reduced where a layer's channels do not divide by it
+GROUPS = 32  # of Wu and He (ECCV 2018), reduced if a layer's channels are not a multiple
 
 
 def with_norm(backbone: nn.Module, norm: Norm) -> nn.Module:
-    """Give ``backbone`` (built with batch norm) the normalisation that the config asks for.
+    """Replace the batch norm of ``backbone`` by the normalisation ``norm``, and return the backbone.
 
-    ``frozen`` keeps the statistics as constants, ``sync`` shares them between ranks (GPU only), ``group`` replaces
-    them by GroupNorm, ``batch`` leaves them as they are. Backbones without batch norm come back unchanged.
+    ``frozen`` makes its statistics constants, ``sync`` shares them between ranks (GPU only), ``group`` replaces it by
+    GroupNorm, ``batch`` keeps it. Backbones without batch norm are unchanged.
     """
     if norm == "frozen":
         return freeze_batch_norm_2d(backbone)

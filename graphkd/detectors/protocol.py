@@ -1,4 +1,4 @@
-"""The detector interface: everything the pipeline and the distillation step know of a detector."""
+"""The detector interface, through which the pipeline and the distillation step use every detector."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Activation = Literal["softmax", "sigmoid"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DetectorSpec:
-    """What a detector is, as far as another one distilled from it has to know."""
+    """Properties of a detector that its students depend on."""
 
     num_classes: int
     """K, without background."""
@@ -26,18 +26,18 @@ class DetectorSpec:
     activation: Activation
     """How class logits become probabilities."""
     framework: Framework
-    """In whose names and layout its tensors are."""
+    """Framework whose names and layout its tensors have."""
     classifies_regions: bool
-    """Whether ``classify`` answers for any pooled region (a model with RoI heads) or gives None."""
+    """Whether ``classify`` classifies pooled regions (a model with RoI heads) or returns None."""
 
 
 @runtime_checkable
 class Detector(Protocol):
-    """A detector as the distillation step sees it; implementations are ``torch.nn.Module``.
+    """Interface of detectors; implementations are a :class:`DetectorModule`.
 
-    A training step runs the backbone once: ``features``, then any of the others on its result. Every loss is a
-    tensor ``[B]``, one value a page, that does not depend on the other pages of the batch; the training loop sums
-    them over all ranks and divides by the global batch size.
+    A training step runs the backbone once: ``features``, then other methods on its result. Every loss is a tensor
+    ``[B]``, one value per page, independent of the other pages of the batch; the training loop sums losses over all
+    ranks and divides by the global batch size.
     """
 
     spec: DetectorSpec
@@ -47,11 +47,11 @@ class Detector(Protocol):
         ...
 
     def propose_and_losses(self, features: Features, targets: Targets) -> tuple[Proposals, dict[str, Tensor]]:
-        """Give the detector's own proposals and its training losses by name, each [B]."""
+        """Return proposals and training losses by name, each [B]."""
         ...
 
     def propose(self, features: Features) -> Proposals:
-        """Give class-agnostic regions, best first, without ground truth."""
+        """Return class-agnostic regions, best first, without ground truth."""
         ...
 
     def pool(self, features: Features, boxes: list[Tensor]) -> Tensor:
@@ -59,27 +59,28 @@ class Detector(Protocol):
         ...
 
     def classify(self, pooled: Tensor) -> RegionPredictions | None:
-        """Classify pooled regions [N, C, P, P], or None where the model has no region head."""
+        """Classify pooled regions [N, C, P, P]; None without a region head."""
         ...
 
     def detect(self, features: Features) -> list[Detections]:
-        """Give the final detections of each page."""
+        """Return the final detections of each page."""
         ...
 
 
 class DetectorModule(nn.Module, Detector):
-    """A detector as a torch module: what adapters derive from, and what is trained, saved and sent to a device.
+    """Base class of the adapters.
 
-    Under autocast the networks run in its precision; scores, logits, deltas and losses are float32 all the same, since
-    boxes of a thousand px need more digits than half precision has.
+    Under autocast, networks run in its precision; scores, logits, deltas and losses are float32 nevertheless, because
+    half precision cannot represent boxes of a thousand px accurately.
     """
 
     def compilable_modules(self) -> list[nn.Module]:
-        """Parts whose tensors have one shape for one number of pages, so that compiling them pays. By default none."""
+        """Parts with static shapes, which are worth compiling. Default: none."""
         return []
 
     def inheritable_parameters(self) -> dict[str, Tensor]:
-        """Parameters by name that a student of the same architecture and widths can start from: all that reads the
-        pyramid, and the pyramid's outputs. By default none.
+        """Parameters by name that can initialise a student with the same widths: heads and pyramid outputs.
+
+        Default: none.
         """
         return {}

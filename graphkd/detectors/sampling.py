@@ -1,7 +1,7 @@
-"""Sampling of anchors and regions from a generator keyed by the page, never from the global one.
+"""Sampling of anchors and regions with a generator seeded by the page instead of the global one.
 
-A page then draws the same sample whatever rank, batch or restart it is met in. What is drawn are ranks among the
-candidates, in time and memory that grow with the sample and not with the hundred thousands of anchors of a page.
+The sample of a page is then the same on any rank, in any batch and after any restart. Time and memory of drawing grow
+with the sample size, not with the hundreds of thousands of anchors per page.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampled:
-    """Sampled entries of each page, padded to one number."""
+    """Sampled entries of each page, padded to S."""
 
     indices: Tensor
-    """int64 [B, S]: positives first, then negatives; 0 where there is none."""
+    """int64 [B, S]: positives first, then negatives; 0 for padding."""
     positive: Tensor
-    """bool [B, S]"""
+    """bool [B, S]."""
     negative: Tensor
-    """bool [B, S]; neither where a page has fewer entries than were asked for."""
+    """bool [B, S]; padding is neither positive nor negative."""
 
     @property
     def valid(self) -> Tensor:
-        """Bool [B, S]: which entries there are."""
+        """Bool [B, S]: False for padding."""
         return self.positive | self.negative
 
 
 class SeededSampler:
-    """Picks a fixed number of positive and negative entries per page, as torchvision's sampler does, by seed.
+    """Samples a fixed number of positive and negative entries per page like torchvision's sampler, but by seed.
 
-    Labels are float or int: 1 and more foreground, 0 background, negative ignored.
+    Labels are float or int: at least 1 for foreground, 0 for background, negative for ignored.
     """
 
     def __init__(self, size: int, positive_fraction: float, salt: int) -> None:
@@ -43,7 +43,7 @@ class SeededSampler:
         self.seeds: list[int] = []
 
     def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Called by torchvision after ``seeds`` was set: uint8 masks [A_i] of each page's positives and negatives."""
+        """Return uint8 masks [A_i] of each page's positives and negatives; torchvision calls it with ``seeds`` set."""
         assert len(labels) == len(self.seeds), "one seed per page must be set before sampling"
         padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
         sampled = self.sample(padded, self.seeds)
@@ -56,7 +56,7 @@ class SeededSampler:
         candidates = torch.stack([labels >= 1, labels == 0])  # [2, B, A]
         ranked = candidates.cumsum(dim=-1, dtype=torch.int32)
         counts = ranked[..., -1].T.tolist()
-        ranks = np.zeros((2, len(seeds), self.size), dtype=np.int32)  # 1 is the first candidate; 0 for none
+        ranks = np.zeros((2, len(seeds), self.size), dtype=np.int32)  # 1 is the first candidate, 0 is padding
         for page, (seed, (positives, negatives)) in enumerate(zip(seeds, counts, strict=True)):
             random = np.random.default_rng((seed * 2 + self.salt) % (1 << 63))
             first = _draw(random, positives, self.max_positives)
@@ -65,13 +65,13 @@ class SeededSampler:
             ranks[1, page, len(first) : len(first) + len(rest)] = rest
         drawn = torch.from_numpy(ranks).to(labels.device, non_blocking=True)
         positive, negative = drawn > 0
-        places = torch.searchsorted(ranked, drawn)
-        indices = torch.where(positive, places[0], torch.where(negative, places[1], 0))
+        found = torch.searchsorted(ranked, drawn)
+        indices = torch.where(positive, found[0], torch.where(negative, found[1], 0))
         return Sampled(indices=indices, positive=positive, negative=negative)
 
 
 def _draw(random: np.random.Generator, candidates: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """At most ``count`` different ranks from 1 to ``candidates``."""
+    """Draw up to ``count`` distinct integers from 1 to ``candidates``."""
     if candidates <= count:
         return np.arange(1, candidates + 1)
     return 1 + random.choice(candidates, count, replace=False, shuffle=False)
@@ -79,5 +79,5 @@ def _draw(random: np.random.Generator, candidates: int, count: int) -> np.ndarra
 
 def _mask(like: Tensor, indices: Tensor, chosen: Tensor) -> Tensor:
     pages, entries = like.shape
-    mask = torch.zeros(pages, entries + 1, dtype=torch.uint8, device=like.device)  # the last for what was not chosen
+    mask = torch.zeros(pages, entries + 1, dtype=torch.uint8, device=like.device)  # the last column collects padding
     return mask.scatter(1, indices.masked_fill(~chosen, entries), 1)[:, :-1]

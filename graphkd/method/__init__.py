@@ -1,8 +1,8 @@
 """GraphKD's graph and losses as pure, batched functions of tensors.
 
 After Banerjee et al., "GraphKD: Exploring Knowledge Distillation Towards Document Object Detection with Structured
-Graph Creation" (ICDAR 2024, arXiv 2402.11401). Where the paper leaves a choice open, ``docs/method.md`` says which one
-is made here and why. Legend: ``B`` pages, ``N`` nodes a page (padded), ``C`` channels, ``P`` pooled side,
+Graph Creation" (ICDAR 2024, arXiv 2402.11401). ``docs/method.md`` explains the choices that the
+paper leaves open. Symbols: ``B`` pages, ``N`` nodes per page (padded), ``C`` channels, ``P`` pooled side,
 ``K`` classes.
 """
 

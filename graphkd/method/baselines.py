@@ -1,6 +1,6 @@
-"""The methods that GraphKD is compared with, from their papers' formulas and published settings.
+"""Baseline methods, with the formulas and settings of their papers.
 
-Every loss is [B], one value a page. Legend: ``B`` pages, ``N`` nodes a page (padded), ``C`` channels, ``P`` pooled
+Every loss is [B], one value per page. Symbols: ``B`` pages, ``N`` nodes per page (padded), ``C`` channels, ``P`` pooled
 side, ``K`` classes.
 """
 
@@ -34,13 +34,13 @@ class DsigWeights(BaseModel):
     boxes: float = Field(default=1.0, ge=0)
     """Weight of the box term."""
     maps: float = Field(default=0.5, ge=0)
-    """Weight of the whole pyramid's squared error; only where a live teacher gives it."""
+    """Weight of the feature pyramid's squared error; only with a live teacher."""
     hard_background: float = Field(default=0.6, ge=0)
-    """Least cross-entropy, nats, at which the teacher takes a background node for something; only such have edges."""
+    """Minimum cross-entropy, nats, of a background node under the teacher for it to have edges."""
 
 
 class PkdWeights(BaseModel):
-    """Weight of PKD's one term, as published for two-stage detectors."""
+    """Weight of PKD, as published for two-stage detectors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,20 +60,20 @@ def dsig_loss(
 
     ``L = w_fg L_fg + w_bg N_fg / (7.5 N_bg + 1e-4) L_bg + w_e L_edge + w_cls L_cls + w_box L_box``, as in the published
     code: mean squared errors of foreground and of background nodes; half the mean, over all ordered pairs of
-    foreground nodes and background nodes that the teacher finds hard, of the squared difference of cosines; KL, mean
+    foreground and hard background nodes, of the squared difference of cosines; KL, mean
     over nodes and over classes; L1 of the deltas of a foreground node's class, over all nodes. One difference: squared
-    errors are over ``mean_square``, so that the published weights do not depend on the teacher's scale.
+    errors are divided by ``mean_square``, so that the published weights suit a teacher of any scale.
 
     Args:
         student_pooled: [B, N, C, P, P], the student's features at the signals' boxes, in the teacher's channels.
         student_regions: the student's logits [B, N, K + 1] and deltas [B, N, K, 4], or None without a region head.
-        signals: the teacher's side, without gradient.
+        signals: of the teacher.
         foreground: bool [B, N], True for nodes that overlap ground truth by IoU .5 or more.
-        mean_square: the teacher's mean squared feature.
-        weights: of each term; a term of weight 0 is left out.
+        mean_square: mean squared feature of the teacher.
+        weights: of the terms; terms of weight 0 are omitted.
 
     Raises:
-        ValueError: where the two networks' node features differ in shape.
+        ValueError: if the two networks' node features differ in shape.
     """
     require_same_nodes(student_pooled, signals)
     signals = signals.detached()
@@ -93,16 +93,16 @@ def dsig_loss(
     return terms
 
 
-def hard_background(signals: TeacherSignals, foreground: Tensor, least: float) -> Tensor:
-    """Background nodes whose cross-entropy under the teacher is at least ``least`` nats: bool [B, N].
+def hard_background(signals: TeacherSignals, foreground: Tensor, min_cross_entropy: float) -> Tensor:
+    """Background nodes whose cross-entropy under the teacher is at least ``min_cross_entropy`` nats: bool [B, N].
 
-    Without logits the foreground score stands in for the teacher's probabilities.
+    Without logits, the foreground score is used as the teacher's probability.
     """
     if signals.logits is None:
-        surprise = -(1 - signals.scores.float()).clamp(min=1e-6).log()
+        cross_entropy = -(1 - signals.scores.float()).clamp(min=1e-6).log()
     else:
-        surprise = -signals.logits.float().log_softmax(dim=-1)[..., -1]
-    return signals.valid & ~foreground & (surprise >= least)
+        cross_entropy = -signals.logits.float().log_softmax(dim=-1)[..., -1]
+    return signals.valid & ~foreground & (cross_entropy >= min_cross_entropy)
 
 
 def _node_errors(
@@ -117,7 +117,7 @@ def _node_errors(
 
 def _cosine_edges(student_pooled: Tensor, signals: TeacherSignals, nodes: Tensor) -> Tensor:
     gaps = (cosine_lengths(student_pooled.flatten(2)) - cosine_lengths(signals.pooled.flatten(2))).square()
-    pairs = nodes[:, :, None] & nodes[:, None, :]  # a node with itself counts, and adds nothing
+    pairs = nodes[:, :, None] & nodes[:, None, :]  # includes the diagonal, whose difference is 0
     return 0.5 * masked_mean(gaps.flatten(1), pairs.flatten(1))
 
 
@@ -128,7 +128,7 @@ def _box_distance(deltas: Tensor, signals: TeacherSignals, foreground: Tensor) -
 
 
 def map_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], mean_square: float) -> Tensor:
-    """Sum over levels of the maps' mean squared error over ``mean_square``: maps [B, C, H_l, W_l] -> float32 [B]."""
+    """Mean squared error of maps [B, C, H_l, W_l], summed over levels and divided by ``mean_square``: float32 [B]."""
     _require_same_maps(student, teacher)
     errors = [
         (student[name].float() - maps.detach().float()).square().mean(dim=(1, 2, 3)) for name, maps in teacher.items()
@@ -144,14 +144,14 @@ def pkd_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], weigh
 
     Args:
         student: level name -> [B, C, H_l, W_l], in the teacher's channels.
-        teacher: the same of the teacher, without gradient.
+        teacher: the same of the teacher.
         weights: weight of the term.
 
     Returns:
         ``{"kd_maps": float32 [B]}``.
 
     Raises:
-        ValueError: where the two pyramids differ in levels or shapes, naming both.
+        ValueError: if the two pyramids differ in levels or shapes, naming both.
     """
     _require_same_maps(student, teacher)
     errors = [

@@ -1,4 +1,4 @@
-"""Which method a student learns by, and its switches."""
+"""Config of the distillation method."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ Method = Literal["none", "dsig", "pkd", "graphkd"]
 
 
 class MethodConfig(BaseModel):
-    """The method and its switches."""
+    """Distillation method and its settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Method = "none"
     """none trains the detector alone; dsig, pkd and graphkd distil."""
     nodes: Literal["fixed", "student"] = "fixed"
-    """fixed: boxes chosen with the teacher, so that a cache works; student: among the student's proposals of the
-    step, as Dsig was published, which needs a live teacher."""
+    """fixed: chosen from the teacher's proposals, as a cache needs; student: from the student's proposals of the step,
+    as published for Dsig, which needs a live teacher."""
     inherit: bool | None = None
-    """Whether the student starts from the teacher's heads and pyramid outputs; by default graphkd does where every
-    part has the same shape in both, and no other method does."""
+    """Whether the student's heads and pyramid outputs are initialised from the teacher's; default: for graphkd, if all
+    shapes match."""
     graph: GraphConfig = GraphConfig()
-    """How graphkd's graph is built."""
+    """Graph of graphkd."""
     weights: LossWeights = LossWeights()
     """Loss weights of graphkd."""
     dsig: DsigWeights = DsigWeights()
@@ -43,24 +43,24 @@ class MethodConfig(BaseModel):
 
     @property
     def inherits(self) -> bool:
-        """Whether the student is to start from the teacher's heads."""
+        """Whether the student's heads are initialised from the teacher's."""
         return self.inherit if self.inherit is not None else self.name == "graphkd"
 
     @property
     def uses_maps(self) -> bool:
-        """Whether the teacher's whole pyramid is wanted; only a live teacher has it."""
+        """Whether the method uses the teacher's feature pyramid, which only a live teacher has."""
         return self.name == "pkd" or self.maps_weight > 0
 
     @property
     def needs_live_teacher(self) -> bool:
-        """Whether no cache can serve: nodes of the student's choice, or a loss on maps.
+        """Whether the method needs a live teacher: it uses the student's nodes, or a loss on feature maps.
 
-        Dsig without its map term is still Dsig, so with a cache that one term is left out.
+        Dsig without its map term is still Dsig, so with a cache that term is omitted.
         """
         chosen = self.name != "none" and self.nodes == "student"
         return self.name == "pkd" or chosen or (self.name == "graphkd" and self.weights.maps > 0)
 
     @property
     def maps_weight(self) -> float:
-        """Weight of the whole pyramid's squared error in dsig and graphkd."""
+        """Weight of the feature pyramid's squared error in dsig and graphkd."""
         return {"dsig": self.dsig.maps, "graphkd": self.weights.maps}.get(self.name, 0.0)

@@ -1,6 +1,6 @@
-"""Lengths of edges: Mahalanobis distances between node descriptors, or one minus their cosine.
+"""Edge lengths: Mahalanobis distance or cosine distance between node descriptors.
 
-Legend: ``B`` pages, ``N`` nodes a page, ``C`` channels, ``n`` descriptors of a sample.
+Symbols: ``B`` pages, ``N`` nodes per page, ``C`` channels, ``n`` descriptors of a sample.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ Lengths = Literal["mahalanobis", "cosine"]
 
 @dataclass(slots=True)
 class CovarianceAccumulator:
-    """Mean and covariance of descriptors that come in parts, from sums in float64 on the CPU."""
+    """Mean and covariance of descriptors added in parts, from float64 sums on the CPU."""
 
     count: int = 0
-    """Descriptors seen."""
+    """Number of descriptors added."""
     _sum: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     _outer: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
 
     def add(self, nodes: Tensor) -> None:
-        """Take in descriptors, float [n, C]."""
+        """Add descriptors, float [n, C]."""
         rows = nodes.double().cpu()
         if not self.count and not self._sum.numel():
             self._sum, self._outer = rows.new_zeros(rows.shape[1]), rows.new_zeros(rows.shape[1], rows.shape[1])
@@ -34,12 +34,12 @@ class CovarianceAccumulator:
         self._outer += rows.T @ rows
 
     def mean(self) -> Tensor:
-        """Mean descriptor, float64 [C]; raises ValueError where fewer than two descriptors were seen."""
+        """Mean descriptor, float64 [C]. Raises ValueError if fewer than two descriptors were added."""
         self._require_two()
         return self._sum / self.count
 
     def covariance(self) -> Tensor:
-        """Unbiased covariance, float64 [C, C]; raises ValueError where fewer than two descriptors were seen."""
+        """Unbiased covariance, float64 [C, C]. Raises ValueError if fewer than two descriptors were added."""
         mean = self.mean()
         return (self._outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
 
@@ -49,18 +49,18 @@ class CovarianceAccumulator:
 
 
 def whitening(sample: Tensor | CovarianceAccumulator, shrinkage: float = 0.1) -> Tensor:
-    """Give W with ``W^T W = (Sigma + g tr(Sigma)/C I)^-1``, so that ``|W (a - b)|`` is the Mahalanobis distance.
+    """Return W with ``W^T W = (Sigma + g tr(Sigma)/C I)^-1``, so that ``|W (a - b)|`` is the Mahalanobis distance.
 
     Args:
-        sample: descriptors, float [n, C], or an accumulator that saw them in parts; Sigma is their covariance.
-        shrinkage: g, which keeps directions that the sample hardly saw from counting without bound; 0 needs a
-            covariance of full rank. The form is that of Ledoit and Wolf (2004), with g given instead of estimated.
+        sample: descriptors, float [n, C], or an accumulator of them; Sigma is their covariance.
+        shrinkage: g, which bounds the weight of directions with little variance; 0 needs a covariance of full rank.
+            The form of Ledoit and Wolf (2004), with g given instead of estimated.
 
     Returns:
         float32 [C, C], computed in float64: the inverse of the Cholesky factor.
 
     Raises:
-        ValueError: where there are fewer than two descriptors, or the shrunk covariance is not positive definite.
+        ValueError: if there are fewer than two descriptors, or the shrunk covariance is not positive definite.
     """
     if isinstance(sample, Tensor):
         descriptors_seen, sample = sample, CovarianceAccumulator()
@@ -88,17 +88,17 @@ def descriptors(pooled: Tensor) -> Tensor:
 
 
 def edge_lengths(nodes: Tensor, whiten: Tensor) -> Tensor:
-    """Mahalanobis distance between every two nodes of a page, in standard deviations of the teacher.
+    """Mahalanobis distance between each pair of nodes of a page, in standard deviations of the teacher.
 
-    ``d_ij = sqrt((t_i - t_j)^T M (t_i - t_j))`` with ``M = W^T W`` (arXiv 2402.11401 names the distance; the
+    ``d_ij = sqrt((t_i - t_j)^T M (t_i - t_j))`` with ``M = W^T W`` (the distance of arXiv 2402.11401; the
     covariance is that of the teacher's descriptors on its dataset).
 
     Args:
-        nodes: float [B, N, C] descriptors of either network; fp16 and bf16 are taken to fp32 first.
+        nodes: float [B, N, C] descriptors of either network; fp16 and bf16 are converted to fp32.
         whiten: float32 [C, C], W from :func:`whitening`.
 
     Returns:
-        float32 [B, N, N], symmetric, 0 on the diagonal; the gradient of a length 0 is 0.
+        float32 [B, N, N], symmetric, 0 on the diagonal; the gradient of a length of 0 is 0.
     """
     white = nodes.float() @ whiten.float().T
     squares = white.square().sum(dim=-1)
@@ -109,13 +109,13 @@ def edge_lengths(nodes: Tensor, whiten: Tensor) -> Tensor:
 
 
 def cosine_lengths(nodes: Tensor) -> Tensor:
-    """``1 - cos(t_i, t_j)`` between every two nodes of a page: the edges of Dsig (Chen et al., ICCV 2021).
+    """``1 - cos(t_i, t_j)`` between each pair of nodes of a page: the edges of Dsig (Chen et al., ICCV 2021).
 
     Args:
-        nodes: float [B, N, C] descriptors, or [B, N, C P P] flattened features; taken to fp32.
+        nodes: float [B, N, C] descriptors, or [B, N, C P P] flattened features; converted to fp32.
 
     Returns:
-        float32 [B, N, N], symmetric, 0 to 2, 0 on the diagonal; a node of zeros is at length 1 from all others.
+        float32 [B, N, N], symmetric, 0 to 2, 0 on the diagonal; a node of zeros has length 1 to all others.
     """
     unit = normalize(nodes.float(), dim=-1)
     own = torch.eye(nodes.shape[1], dtype=torch.bool, device=nodes.device)

@@ -1,6 +1,6 @@
 """The structured graph of a page: categorised nodes, neighbour edges, merged text.
 
-Legend: ``B`` pages, ``N`` nodes a page (padded), ``C`` channels, ``P`` pooled side.
+Symbols: ``B`` pages, ``N`` nodes per page (padded), ``C`` channels, ``P`` pooled side.
 """
 
 from __future__ import annotations
@@ -21,51 +21,51 @@ from graphkd.signals import TeacherSignals
 
 
 class GraphConfig(BaseModel):
-    """How the graph is built from the teacher's signals; every part has its switch."""
+    """How the graph is built from the teacher's signals."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     categorizer: Categorizer | Literal["none"] = "teacher_class"
-    """What tells text from the rest: teacher_class, moments, covariance_trace; or none: no node counts as text, all
-    weigh alike, and nothing merges."""
+    """Classifier of text: teacher_class, moments or covariance_trace; none: no node is text, all have the same weight,
+    and none are merged."""
     edges: Literal["neighbours", "complete", "none"] = "neighbours"
-    """neighbours as the paper draws them, complete for all pairs, or none at all."""
+    """neighbours as in the paper's figure, complete for all pairs, or none."""
     lengths: Lengths = "mahalanobis"
-    """What edges measure: mahalanobis under the teacher's covariance, or cosine."""
+    """Edge length: mahalanobis under the teacher's covariance, or cosine."""
     merge: bool = True
-    """Whether text nodes merge."""
+    """Whether text nodes are merged."""
     distinct_iou: float = Field(default=0.5, gt=0, le=1)
-    """IoU above which the less confident of two nodes is no region of the graph, but still a node of the losses."""
+    """IoU above which the less confident of two nodes is left out of the graph; it still counts in the node loss."""
     min_score: float = Field(default=0.1, ge=0, le=1)
-    """Least foreground probability of a region of the graph."""
+    """Minimum foreground probability of a node in the graph."""
     gap: float = Field(default=1.0, ge=0)
-    """Largest gap of neighbours, in median node heights."""
+    """Maximum gap between neighbours, in median node heights."""
     nearest: int = Field(default=2, ge=0)
-    """Neighbours that each node gets however far away they are."""
+    """Number of neighbours that each node has at any distance."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StructuredGraph:
-    """The graph that the teacher's features span over a page, applied alike to teacher and student."""
+    """Graph of each page, built from the teacher and applied to the features of both networks."""
 
     boxes: Tensor
     """float32 [B, N, 4]: node boxes after merging, xyxy in canvas px."""
     valid: Tensor
-    """bool [B, N]: True for nodes that are left after merging."""
+    """bool [B, N]: nodes after merging."""
     regions: Tensor
-    """bool [B, N]: True for original nodes that can have edges and merge; others only count in the losses of nodes."""
+    """bool [B, N]: original nodes that have edges and can merge; others count in the node loss only."""
     text: Tensor
-    """bool [B, N]: True for text nodes."""
+    """bool [B, N]: text nodes after merging."""
     membership: Tensor
     """float32 [B, N, N]: row i averages, weighted by area, the original nodes merged into node i."""
     adjacent: Tensor
     """bool [B, N, N]: edges between merged nodes, symmetric, no diagonal."""
     inner: Tensor
-    """float32 [B, N, N]: 1 where two adjacent original nodes were merged into one: the edges of its self-loop."""
+    """float32 [B, N, N]: 1 for adjacent original nodes merged into one node: the edges of its self-loop."""
     merge: Merge
-    """Which original node went where."""
+    """Assignment of original nodes to merged nodes."""
     measure: Lengths
-    """What its edges measure."""
+    """Edge length."""
 
     def merged(self, nodes: Tensor) -> Tensor:
         """Area-weighted mean of each cluster's members: [B, N, ...] -> float32 [B, N, ...]."""
@@ -85,13 +85,13 @@ class StructuredGraph:
 def build_graph(signals: TeacherSignals, statistics: TeacherStatistics, config: GraphConfig) -> StructuredGraph:
     """Build the graph of every page from the teacher alone: categories, edges, merged text.
 
-    Cheap enough for every step, so that a cache holds no decision of this function: nothing is waited for on the host,
-    and up to 4 million triples of nodes, such as 16 pages of 64, there is no loop over pages or nodes. The steps are
-    those of arXiv 2402.11401; ``docs/method.md`` has the choices made here.
+    Runs in every step, so that a cache does not depend on its settings: it never synchronises with the host, and does
+    not loop over pages or nodes up to 4 million triples of nodes, such as 16 pages of 64. Follows arXiv 2402.11401 with
+    the choices of ``docs/method.md``.
 
     Raises:
-        ValueError: where the teacher's classes and the statistics' text flags differ in number, or the categoriser
-            lacks what it is computed from.
+        ValueError: if the teacher's classes and the statistics' text flags differ in number, or the inputs of
+            the categoriser are missing.
     """
     signals = signals.detached()
     text = _text_nodes(signals, statistics, config)
@@ -108,11 +108,11 @@ def build_graph(signals: TeacherSignals, statistics: TeacherStatistics, config: 
 
 
 def deduplicated_nodes(signals: TeacherSignals, config: GraphConfig) -> Tensor:
-    """Nodes that stand for a region of their own: bool [B, N].
+    """Nodes without near duplicates and background: bool [B, N].
 
-    A node does not where a more confident one overlaps it by more than ``distinct_iou``, or the teacher's foreground
-    probability is below ``min_score``. Near duplicates and background are worth imitating, but as regions of the graph
-    they would stand between neighbours: half the nodes then had no edge at all.
+    Excludes a node if a more confident one overlaps it by more than ``distinct_iou``, or its foreground probability is
+    below ``min_score``. Such nodes are worth imitating, but in the graph they would separate neighbours: half of the
+    nodes had no edge.
     """
     scores = signals.scores
     overlap = box_overlaps(signals.boxes)
@@ -122,7 +122,7 @@ def deduplicated_nodes(signals: TeacherSignals, config: GraphConfig) -> Tensor:
 
 
 def box_overlaps(boxes: Tensor) -> Tensor:
-    """IoU of every two boxes of a page: [B, N, 4] -> float32 [B, N, N], 0 for boxes without area."""
+    """IoU of each pair of boxes of a page: [B, N, 4] -> float32 [B, N, N], 0 for boxes without area."""
     boxes = boxes.float()
     low = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
     high = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
@@ -132,15 +132,15 @@ def box_overlaps(boxes: Tensor) -> Tensor:
 
 
 def node_lengths(nodes: Tensor, statistics: TeacherStatistics, measure: Lengths) -> Tensor:
-    """Lengths between every two descriptors, [B, N, C] -> float32 [B, N, N], in units that do not grow with C.
+    """Length between each pair of descriptors: [B, N, C] -> float32 [B, N, N], independent of the number of channels.
 
-    Mahalanobis lengths are divided by sqrt(C): without shrinkage two unrelated nodes are then about sqrt(2) apart in
-    any network, and with it less, the more so the fewer directions the features really use.
+    Mahalanobis lengths are divided by sqrt(C), so that two unrelated nodes are about sqrt(2) apart in any network;
+    shrinkage lowers that, the more so the lower the rank of the features.
     """
     if measure == "cosine":
         return cosine_lengths(nodes)
-    # Distances do not depend on the origin; with it among the nodes, squares and products cancel without much loss.
-    # A constant one, since padding must not move it.
+    # Distances do not depend on the origin; near the nodes, differences of squares lose little precision. The origin is
+    # constant, so that padding does not move it.
     return edge_lengths(nodes.float() - statistics.mean, statistics.whitening * nodes.shape[-1] ** -0.5)
 
 
@@ -161,7 +161,7 @@ def _merged_graph(
     signals: TeacherSignals, regions: Tensor, text: Tensor, adjacent: Tensor, merge: Merge, config: GraphConfig
 ) -> StructuredGraph:
     areas = (signals.boxes[..., 2:] - signals.boxes[..., :2]).clamp(min=0).prod(dim=-1)
-    areas = areas.clamp(min=1e-3) * signals.valid  # a node without area still has features
+    areas = areas.clamp(min=1e-3) * signals.valid  # a node without area still counts
     membership = merge.membership(areas)
     member = (membership > 0).float()
     between = member @ adjacent.float() @ member.transpose(1, 2) > 0

@@ -1,7 +1,7 @@
-"""Loss terms that several methods share: class logits, box deltas, standardised features, means over nodes.
+"""Loss terms shared by the methods: class logits, box deltas, standardised features, means over nodes.
 
-Every term is [B], one value a page, so that the training loop can normalise by the global batch.
-Legend: ``B`` pages, ``N`` nodes a page (padded), ``C`` channels, ``K`` classes.
+Every term is [B], one value per page, so that the training loop can normalise by the global batch.
+Symbols: ``B`` pages, ``N`` nodes per page (padded), ``C`` channels, ``K`` classes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from graphkd.signals import TeacherSignals
 
 
 def require_same_nodes(student_pooled: Tensor, signals: TeacherSignals) -> None:
-    """Raise ValueError where the two networks' node features [B, N, C, P, P] differ in shape, naming both."""
+    """Raise ValueError if the two networks' node features [B, N, C, P, P] differ in shape, naming both."""
     if student_pooled.shape != signals.pooled.shape:
         raise ValueError(
             f"student nodes {tuple(student_pooled.shape)} and teacher nodes {tuple(signals.pooled.shape)} differ; "
@@ -34,8 +34,8 @@ def logit_loss(logits: Tensor, signals: TeacherSignals, temperature: float) -> T
 def box_loss(deltas: Tensor, signals: TeacherSignals) -> Tensor:
     """Smooth L1 between the deltas of the teacher's class, mean over foreground nodes, [B].
 
-    Foreground are nodes whose most probable class is not background. Deltas are taken times the usual coder weights
-    (10, 10, 5, 5), the scale at which they have unit variance (Ren et al., 2015).
+    Foreground are nodes whose most probable class is not background. Deltas are multiplied by the usual coder weights
+    (10, 10, 5, 5), which give them unit variance (Ren et al., 2015).
     """
     assert signals.deltas is not None and signals.logits is not None
     classes = signals.logits[..., :-1].argmax(dim=-1)
@@ -45,18 +45,18 @@ def box_loss(deltas: Tensor, signals: TeacherSignals) -> Tensor:
 
 
 def deltas_of_class(deltas: Tensor, classes: Tensor) -> Tensor:
-    """Deltas of one class each, times the coder weights: [B, N, K, 4] and int64 [B, N] -> float32 [B, N, 4]."""
+    """Deltas of each node's class, times the coder weights: [B, N, K, 4] and int64 [B, N] -> float32 [B, N, 4]."""
     index = classes[..., None, None].expand(*classes.shape, 1, 4)
     own = deltas.float().gather(2, index).squeeze(2)
-    return torch.cat([own[..., :2] * 10, own[..., 2:] * 5], dim=-1)  # no constant to copy to a GPU
+    return torch.cat([own[..., :2] * 10, own[..., 2:] * 5], dim=-1)  # without copying a constant to the GPU
 
 
 def standardised(features: Tensor) -> Tensor:
-    """Each channel with mean 0 and variance 1 over the positions (PKD, Cao et al., NeurIPS 2022); same shape."""
+    """Standardise each channel over positions (PKD, Cao et al., NeurIPS 2022)."""
     centred = features - features.mean(dim=(-2, -1), keepdim=True)
     return centred / (centred.square().mean(dim=(-2, -1), keepdim=True) + 1e-6).sqrt()
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the True entries of each row, 0 with a gradient path where there is none: [B, N] -> [B]."""
+    """Mean over the True entries of each row: [B, N] -> [B]; 0, with a gradient path, if there are none."""
     return torch.where(mask, values, 0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)

@@ -1,7 +1,7 @@
-"""The distillation losses on a structured graph.
+"""Distillation losses on a structured graph.
 
-Every loss is [B], one value a page, so that the training loop can normalise by the global batch.
-Legend: ``B`` pages, ``N`` nodes a page (padded), ``C`` channels, ``P`` pooled side, ``K`` classes.
+Every loss is [B], one value per page, so that the training loop can normalise by the global batch.
+Symbols: ``B`` pages, ``N`` nodes per page (padded), ``C`` channels, ``P`` pooled side, ``K`` classes.
 """
 
 from __future__ import annotations
@@ -29,19 +29,18 @@ class LossWeights(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     node: float = Field(default=3.0, ge=0)
-    """Weight of the node terms (published: 0.5, of squared errors that are not scaled)."""
+    """Weight of the node terms (published: 0.5, of unscaled squared errors)."""
     node_metric: NodeMetric = "scaled"
-    """scaled: squared errors over each channel's variance between the teacher's nodes; mse: over the teacher's mean
-    square; pearson: between channels standardised over the positions (PKD)."""
+    """scaled: squared error over each channel's variance between the teacher's nodes; mse: over the teacher's mean
+    square; pearson: of channels standardised over positions (PKD)."""
     text_floor: float = Field(default=1.0, ge=0, le=1)
-    """Least weight of the text nodes' term beside that of the others, whose weight is 1; with 0 it is the ratio of
-    their numbers."""
+    """Minimum weight of text nodes relative to others; with 0 it is the ratio of other to text nodes."""
     merged: Merged = "members"
-    """How a merged node errs: members for the mean of its members' errors, mean for the error of their mean feature."""
+    """Error of a merged node: members: mean of its members' errors; mean: error of their mean feature."""
     edge: float = Field(default=2.0, ge=0)
     """Weight of the edge term (published: 2.0)."""
     text_edge: float = Field(default=0.5, ge=0)
-    """Weight of an edge between two text nodes and of self-loops, where one that touches a non-text node has 1."""
+    """Weight of edges between text nodes and of self-loops, relative to edges of other nodes."""
     logits: float = Field(default=1.0, ge=0)
     """Weight of the class term; published: 3 for its mean over classes, 3 / (K + 1) for this sum."""
     temperature: float = Field(default=1.0, gt=0)
@@ -49,7 +48,7 @@ class LossWeights(BaseModel):
     boxes: float = Field(default=1.0, ge=0)
     """Weight of the box term (published: 1.0)."""
     maps: float = Field(default=0.0, ge=0)
-    """Weight of the whole pyramid's squared error (published: 0.5), which only a live teacher has."""
+    """Weight of the feature pyramid's squared error (published: 0.5); only with a live teacher."""
 
 
 def graphkd_loss(
@@ -60,20 +59,20 @@ def graphkd_loss(
     statistics: TeacherStatistics,
     weights: LossWeights,
 ) -> dict[str, Tensor]:
-    """All weighted terms of GraphKD by name, each float32 [B].
+    """Return all weighted terms of GraphKD by name, each float32 [B].
 
     ``L = w_node (L_nontext + a L_text) + w_edge L_edge + w_cls L_cls + w_box L_box`` (``docs/method.md``).
 
     Args:
         student_pooled: [B, N, C, P, P], the student's features at the signals' boxes, in the teacher's channels.
         student_regions: the student's logits [B, N, K + 1] and deltas [B, N, K, 4], or None without a region head.
-        signals: the teacher's side, without gradient.
+        signals: of the teacher.
         graph: built from ``signals``.
-        statistics: whose whitening measures edges.
-        weights: of each term; a term of weight 0 is left out.
+        statistics: of the teacher.
+        weights: of the terms; terms of weight 0 are omitted.
 
     Raises:
-        ValueError: where the two networks' node features differ in shape.
+        ValueError: if the two networks' node features differ in shape.
     """
     require_same_nodes(student_pooled, signals)
     signals = signals.detached()
@@ -97,11 +96,11 @@ def node_loss(
     statistics: TeacherStatistics,
     weights: LossWeights,
 ) -> Tensor:
-    """``L_nontext + a L_text`` on merged nodes, [B]; a is N_nontext / N_text between ``text_floor`` and 1, and 1 where
-    a page has no non-text nodes.
+    """``L_nontext + a L_text`` on merged nodes, [B]; a is N_nontext / N_text between ``text_floor`` and 1, and 1 on
+    pages with text only.
 
     A merged node counts once. Its error is the area-weighted mean of its members' errors, or the error of their
-    area-weighted mean feature, in which what one member lacks and another has too much cancels.
+    area-weighted mean feature, in which opposite errors cancel.
     """
     student, teacher = student_pooled.float(), signals.pooled.float()
     if weights.merged == "mean":
@@ -116,11 +115,11 @@ def node_loss(
 
 
 def node_errors(student: Tensor, teacher: Tensor, statistics: TeacherStatistics, metric: NodeMetric) -> Tensor:
-    """How far each node is from the teacher's: float32 [B, N, C, P, P] twice -> [B, N].
+    """Distance of each node from the teacher's: float32 [B, N, C, P, P] twice -> [B, N].
 
     ``scaled``: ``mean_cp (s - t)^2 / (sigma_c^2 + g mean sigma^2)``, the squared Mahalanobis distance under the
-    covariance's diagonal over C. ``mse``: ``mean_cp (s - t)^2 / mean t^2``, Dsig's error in a scale that suits any
-    teacher. ``pearson``: the error of standardised channels, ``2 (1 - r)`` (PKD, Cao et al., NeurIPS 2022).
+    covariance's diagonal over C. ``mse``: ``mean_cp (s - t)^2 / mean t^2``, Dsig's error, independent of the teacher's
+    scale. ``pearson``: the error of standardised channels, ``2 (1 - r)`` (PKD, Cao et al., NeurIPS 2022).
     """
     if metric == "pearson":
         return (standardised(student) - standardised(teacher)).square().mean(dim=(-3, -2, -1))
@@ -137,7 +136,7 @@ def edge_loss(
     statistics: TeacherStatistics,
     text_edge: float,
 ) -> Tensor:
-    """Weighted mean over edges and self-loops of the squared difference of their lengths, [B].
+    """Weighted mean over edges and self-loops of the squared difference between the networks' lengths, [B].
 
     ``sum_ij w_ij (d^T_ij - d^S_ij)^2 / E`` with ``w`` 1 for edges that touch a non-text node and ``text_edge`` for
     others; a self-loop is the mean over the edges inside a merged node. Lengths: :func:`graphkd.method.node_lengths`.

@@ -1,6 +1,6 @@
-"""Merging text nodes, so that a page of text does not drown its one figure.
+"""Merging text nodes, so that text does not outweigh figures and tables.
 
-Legend: ``B`` pages, ``N`` nodes a page (padded); a cluster carries the number of one of its members.
+Symbols: ``B`` pages, ``N`` nodes per page (padded); a cluster is identified by the index of one of its members.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROUNDS = 6  # pages of 64 nodes were seen to need three or four; each round at least halves a chain of equals
+ROUNDS = 6  # pages of 64 nodes need three or four; each round at least halves a chain of equal nodes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Merge:
-    """The outcome of merging: a partition of each page's nodes."""
+    """A partition of each page's nodes into clusters."""
 
     cluster: Tensor
-    """int64 [B, N]: the number of each node's cluster; a node that merged with none keeps its own."""
+    """int64 [B, N]: cluster of each node; its own index if it was not merged."""
     valid: Tensor
-    """bool [B, N]: True for the numbers that stand for a cluster."""
+    """bool [B, N]: nodes whose index identifies a cluster."""
 
     def membership(self, weights: Tensor) -> Tensor:
-        """Row-stochastic averaging matrix: weights [B, N] (such as areas) -> float32 [B, N clusters, N nodes]."""
+        """Averaging matrix with rows that sum to 1: weights [B, N] such as areas -> float32 [B, N clusters, N]."""
         member = members(self.cluster) * weights[:, None, :].float()
         return member / member.sum(dim=-1, keepdim=True).clamp(min=1e-12)
 
@@ -33,10 +33,10 @@ def merge_text_nodes(
 ) -> Merge:
     """Merge mutually nearest adjacent text nodes of one column, in rounds, until text no longer dominates.
 
-    Two clusters merge where both are text, they are adjacent, each is the other's nearest by average edge length, they
-    overlap horizontally by at least half the narrower one, and the union of their boxes meets no non-text node. A page
-    stops at ``max(non-text nodes, ceil(sqrt(text nodes at the start)))`` text clusters, when nothing may merge, or
-    after ``rounds``. The rule is ours (``docs/method.md``); the paper merges "iteratively" without saying when to stop.
+    Two adjacent text clusters merge if each is the other's nearest by average edge length, they overlap horizontally by
+    at least half of the narrower one, and the union of their boxes intersects no non-text node. A page stops at
+    ``max(non-text nodes, ceil(sqrt(initial text nodes)))`` text clusters, when nothing can merge, or after ``rounds``.
+    The paper merges "iteratively" without a stopping rule; this one is explained in ``docs/method.md``.
 
     Args:
         adjacent: bool [B, N, N], symmetric.
@@ -44,7 +44,7 @@ def merge_text_nodes(
         text: bool [B, N].
         boxes: float [B, N, 4], xyxy.
         valid: bool [B, N], False for padding.
-        rounds: fixed number of rounds, so that no result is waited for on the host.
+        rounds: number of rounds, fixed so that nothing synchronises with the host.
     """
     text = text & valid
     other = valid & ~text
@@ -69,20 +69,20 @@ def _round(
     distance = _average_length(member, lengths).masked_fill(~mergeable, torch.inf)
     shortest, partner = distance.min(dim=-1)
     mutual = (partner.gather(1, partner) == own) & shortest.isfinite()
-    absorbed = mutual & (partner < own)  # of each pair the later number joins the earlier
+    absorbed = mutual & (partner < own)  # of each pair, the higher index joins the lower
     rank = shortest.masked_fill(~absorbed, torch.inf).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
     absorbed &= rank < (alive.sum(dim=1) - target)[:, None]
     return torch.where(absorbed, partner, own.expand_as(cluster)).gather(1, cluster)
 
 
 def members(cluster: Tensor) -> Tensor:
-    """Which nodes belong to each number: int64 [B, N] -> bool [B, N clusters, N nodes]."""
+    """Membership matrix: int64 [B, N] -> bool [B, N clusters, N nodes]."""
     own = torch.arange(cluster.shape[1], device=cluster.device)
     return cluster[:, None, :] == own[:, None]
 
 
 def cluster_boxes(cluster: Tensor, boxes: Tensor) -> Tensor:
-    """Union box of every cluster's members: [B, N], [B, N, 4] -> [B, N, 4]; numbers without members keep their box."""
+    """Union box of every cluster's members: [B, N], [B, N, 4] -> [B, N, 4]; indices without members keep their box."""
     index = cluster[..., None].expand(-1, -1, 2)
     low = boxes[..., :2].scatter_reduce(1, index, boxes[..., :2], "amin", include_self=True)
     high = boxes[..., 2:].scatter_reduce(1, index, boxes[..., 2:], "amax", include_self=True)
@@ -107,11 +107,11 @@ def _same_column(extent: Tensor) -> Tensor:
 
 
 def _union_is_free(extent: Tensor, boxes: Tensor, other: Tensor) -> Tensor:
-    """Whether the union of two clusters' boxes meets no non-text box: bool [B, N, N], in memory of order N squared.
+    """Whether the union of two clusters' boxes intersects no non-text box: bool [B, N, N], in memory quadratic in N.
 
-    The union of i and j begins left of k's right edge where i does or j does, and so on for all four sides. Written
-    out, the conjunction of those four alternatives is a sum over 16 products of a bit of (i, k) and a bit of (j, k):
-    one matrix product instead of a table of all triples.
+    The union of i and j starts left of k's right edge if i or j does, and likewise on all four sides. Expanded, the
+    conjunction of these four disjunctions is a sum of 16 products of a bit of (i, k) and a bit of (j, k): one matrix
+    product instead of a table of all triples.
     """
     sides = [
         extent[..., None, 0] < boxes[:, None, :, 2],
@@ -121,7 +121,7 @@ def _union_is_free(extent: Tensor, boxes: Tensor, other: Tensor) -> Tensor:
     ]
     by_first = other[:, None, None, :].expand(*extent.shape[:2], 1, -1)
     by_second = torch.ones_like(by_first)
-    for side in sides:  # either the first node meets the condition, or the second
+    for side in sides:  # either the first or the second node meets the condition
         by_first = torch.cat([by_first & side[:, :, None], by_first], dim=2)
         by_second = torch.cat([by_second, by_second & side[:, :, None]], dim=2)
     met = by_first.flatten(2).float() @ by_second.flatten(2).float().transpose(1, 2)

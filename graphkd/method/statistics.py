@@ -1,7 +1,7 @@
-"""What the teacher's descriptors look like over a dataset: the constants that the graph and its lengths need.
+"""Statistics of a teacher's descriptors over a dataset: the constants of the graph and its lengths.
 
-Gathered in one finite pass over a fixed sample of pages before training or caching, so that a live and a cached
-teacher use the same numbers. Legend: ``B`` pages, ``N`` nodes a page, ``C`` channels, ``K`` classes.
+Computed in one pass over a fixed sample of pages before training or caching, so that a live and a cached teacher use
+the same numbers. Symbols: ``B`` pages, ``N`` nodes per page, ``C`` channels, ``K`` classes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from graphkd.method.edges import CovarianceAccumulator, descriptors, whitening
 from graphkd.method.text import Categorizer, moments, text_score
 from graphkd.signals import TeacherSignals
 
-CHANNEL_SHRINKAGE = 0.1  # keeps channels that hardly vary between nodes from counting without bound
+CHANNEL_SHRINKAGE = 0.1  # bounds the weight of channels with little variance
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherStatistics:
-    """The teacher's statistics artifact, in tensors."""
+    """Statistics of a teacher."""
 
     mean: Tensor
     """float32 [C]: mean descriptor."""
@@ -29,15 +29,15 @@ class TeacherStatistics:
     whitening: Tensor
     """float32 [C, C]: W with ``|W (a - b)|`` the Mahalanobis distance."""
     mean_square: float
-    """Mean square of the pooled features: the scale that node errors are measured in."""
+    """Mean square of the pooled features: the scale of node errors."""
     discriminant: Tensor
     """float32 [2C]: weights of the linear text discriminant on mean and log variance."""
     thresholds: dict[Categorizer, float]
-    """For each categoriser, the score above which a node is text."""
+    """Score of each categoriser above which a node is text."""
     text_classes: Tensor
-    """bool [K]: which classes are text."""
+    """bool [K]: classes of text."""
     accuracy: dict[Categorizer, float]
-    """For each categoriser, balanced accuracy on the nodes it was fitted to, 0 to 1."""
+    """Balanced accuracy of each categoriser on the nodes that it was fitted to, 0 to 1."""
 
     @property
     def channel_scale(self) -> Tensor:
@@ -64,20 +64,20 @@ CATEGORIZERS: tuple[Categorizer, ...] = ("teacher_class", "moments", "covariance
 
 @dataclass(kw_only=True, slots=True)
 class StatisticsAccumulator:
-    """Streams over pages, keeping sums in float64 and the scalar scores of nodes with ground truth."""
+    """Accumulates float64 sums over pages, and the scores of nodes with ground truth."""
 
     text_classes: Tensor
     """bool [K]."""
-    _spread: CovarianceAccumulator = field(default_factory=CovarianceAccumulator)
-    _energy: float = 0.0
+    _covariance: CovarianceAccumulator = field(default_factory=CovarianceAccumulator)
+    _sum_of_mean_squares: float = 0.0
     _moments: list[Tensor] = field(default_factory=list)
     _pooled_scores: dict[Categorizer, list[Tensor]] = field(default_factory=dict)
     _is_text: list[Tensor] = field(default_factory=list)
 
     def add(self, signals: TeacherSignals, labelled: Tensor) -> None:
-        """Take in one batch; ``labelled`` bool [B, N] marks nodes whose class is ground truth."""
-        self._spread.add(descriptors(signals.pooled)[signals.valid])
-        self._energy += float(signals.pooled[signals.valid].double().square().mean(dim=(-3, -2, -1)).sum())
+        """Add one batch; ``labelled`` bool [B, N] marks nodes whose class is ground truth."""
+        self._covariance.add(descriptors(signals.pooled)[signals.valid])
+        self._sum_of_mean_squares += float(signals.pooled[signals.valid].double().square().mean(dim=(-3, -2, -1)).sum())
         known = labelled & signals.valid
         self._moments.append(moments(signals.pooled[known]).cpu())
         self._is_text.append(self.text_classes[signals.classes[known].cpu()])
@@ -92,12 +92,12 @@ class StatisticsAccumulator:
             self._pooled_scores.setdefault(name, []).append(score)
 
     def finish(self, shrinkage: float = 0.1) -> TeacherStatistics:
-        """Compute the artifact.
+        """Compute the statistics.
 
         Raises:
-            ValueError: where fewer than two nodes were seen.
+            ValueError: if fewer than two nodes were added.
         """
-        mean, covariance = self._spread.mean(), self._spread.covariance()
+        mean, covariance = self._covariance.mean(), self._covariance.covariance()
         is_text, features = torch.cat(self._is_text), torch.cat(self._moments)
         discriminant = fit_discriminant(features, is_text)
         scores = {name: torch.cat(parts) for name, parts in self._pooled_scores.items()}
@@ -106,8 +106,8 @@ class StatisticsAccumulator:
         return TeacherStatistics(
             mean=mean.float(),
             covariance=covariance.float(),
-            whitening=whitening(self._spread, shrinkage),
-            mean_square=self._energy / self._spread.count,
+            whitening=whitening(self._covariance, shrinkage),
+            mean_square=self._sum_of_mean_squares / self._covariance.count,
             discriminant=discriminant,
             thresholds={name: threshold for name, (threshold, _) in fitted.items()},
             text_classes=self.text_classes,
@@ -118,7 +118,7 @@ class StatisticsAccumulator:
 def fit_discriminant(features: Tensor, is_text: Tensor, shrinkage: float = 0.1) -> Tensor:
     """Fisher's linear discriminant with shrinkage: features [n, F], labels bool [n] -> weights float32 [F].
 
-    Gives zeros where one of the two categories is missing, since nothing can then be told apart.
+    Returns zeros if one of the two categories is missing.
     """
     if is_text.all() or not is_text.any():
         return torch.zeros(features.shape[1])
@@ -130,9 +130,9 @@ def fit_discriminant(features: Tensor, is_text: Tensor, shrinkage: float = 0.1) 
 
 
 def fit_threshold(scores: Tensor, is_text: Tensor) -> tuple[float, float]:
-    """The threshold of best balanced accuracy and that accuracy: scores [n], labels bool [n].
+    """Return the threshold with the best balanced accuracy, and that accuracy: scores [n], labels bool [n].
 
-    Midway between two scores; -inf or +inf where only one category is known, so that all nodes fall into it.
+    The threshold is halfway between two scores; -inf or +inf if there is one category only.
     """
     if len(is_text) == 0 or is_text.all():
         return -torch.inf, 1.0

@@ -1,6 +1,6 @@
-"""Text or not: the score that sorts nodes into the two categories.
+"""Scores that classify nodes as text or not.
 
-Legend: ``B`` pages, ``N`` nodes a page, ``C`` channels, ``P`` pooled side, ``K`` classes.
+Symbols: ``B`` pages, ``N`` nodes per page, ``C`` channels, ``P`` pooled side, ``K`` classes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def text_score(
     text_classes: Tensor,
     discriminant: Tensor | None = None,
 ) -> Tensor:
-    """Score nodes, higher meaning more like text; a node is text where its score passes the fitted threshold.
+    """Score nodes; those above the fitted threshold are text.
 
     Args:
         pooled: float [..., C, P, P] teacher features.
         logits: float [..., K + 1] teacher logits, background last; only for ``teacher_class``.
-        categorizer: which of the three scores below.
+        categorizer: one of the three scores below.
         text_classes: bool [K], True for classes of text.
         discriminant: float [2C], weights of the linear discriminant; only for ``moments``.
 
@@ -35,11 +35,11 @@ def text_score(
 
     ``teacher_class``: ``logsumexp(text logits) - logsumexp(non-text logits)``, the teacher's own log odds.
     ``moments``: a linear discriminant on each channel's mean and log variance over the P x P positions.
-    ``covariance_trace``: the trace of the covariance over the squared mean, the literal reading of "based on their
-    covariance" in the paper's summary, negated since pictures vary more; kept for comparison.
+    ``covariance_trace``: the negated trace of the covariance over the squared mean, a literal reading of "based on
+    their covariance" in the paper; kept for comparison.
 
     Raises:
-        ValueError: where the score asked for lacks what it is computed from, or logits and flags differ in number.
+        ValueError: if inputs of the score are missing, or the numbers of logits and text flags differ.
     """
     if categorizer == "teacher_class":
         if logits is None:
@@ -74,5 +74,5 @@ def _class_margin(logits: Tensor, text_classes: Tensor) -> Tensor:
     foreground = logits[..., :-1]
     text = foreground.masked_fill(~text_classes, -torch.inf).logsumexp(dim=-1)
     other = foreground.masked_fill(text_classes, -torch.inf).logsumexp(dim=-1)
-    # A dataset whose classes are all text (or all not) has an infinite margin of the right sign; keep it finite.
+    # If all classes are text, or none, the margin is infinite with the right sign; keep it finite.
     return torch.nan_to_num(text - other, nan=0.0, posinf=1e4, neginf=-1e4)

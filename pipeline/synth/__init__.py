@@ -1,4 +1,4 @@
-"""Synthetic document pages with layout annotations, for trying the pipeline where there is no dataset."""
+"""Synthetic document pages with layout annotations, for trying the pipeline without a dataset."""
 
 from pipeline.synth.categories import CATEGORIES, TEXT_CATEGORIES
 from pipeline.synth.page import Region, draw_page

@@ -1,4 +1,4 @@
-"""The kinds of block that a column is filled with. Each draws at the top of what is left and gives the y below."""
+"""Blocks of a column. Each draws itself at the top of the free space and returns the y below it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.synth.sheet import Sheet
 from pipeline.synth.words import formula, heading, words
 
 Block = Callable[[Sheet, float, float, float, float], float]
-"""(sheet, x, y, width, bottom), all units -> y below; y itself where the block does not fit."""
+"""(sheet, x, y, width, bottom) in units -> y below the block; y if it does not fit."""
 
 
 def paragraph(sheet: Sheet, x: float, y: float, width: float, bottom: float) -> float:
@@ -24,7 +24,7 @@ def paragraph(sheet: Sheet, x: float, y: float, width: float, bottom: float) -> 
 
 
 def section(sheet: Sheet, x: float, y: float, width: float, bottom: float) -> float:
-    """A bold header of one line and a paragraph below it."""
+    """A bold one-line header and a paragraph."""
     size = sheet.body * float(sheet.random.uniform(1.25, 1.5))
     if bottom - y < size * 1.6 + 3 * sheet.body * sheet.leading:
         return y
@@ -38,7 +38,7 @@ def section(sheet: Sheet, x: float, y: float, width: float, bottom: float) -> fl
 
 
 def items(sheet: Sheet, x: float, y: float, width: float, bottom: float) -> float:
-    """Two to four list items, each a region."""
+    """Two to four list items, each of them a region."""
     pitch, indent = sheet.body * sheet.leading, 7.0
     bullet = ("•", "–", "◦", "1")[int(sheet.random.integers(4))]
     for number in range(int(sheet.random.integers(2, 5))):
@@ -53,7 +53,7 @@ def items(sheet: Sheet, x: float, y: float, width: float, bottom: float) -> floa
 
 
 def table(sheet: Sheet, x: float, y: float, width: float, bottom: float) -> float:
-    """A ruled, striped or plain table with a bold head, mostly with a caption above it."""
+    """A ruled, striped or plain table with a bold header row, usually with a caption above it."""
     if sheet.random.random() < 0.65:
         y = caption(sheet, x, y, width, bottom - 25, "Table")
     pitch = sheet.body * 1.5
@@ -82,7 +82,7 @@ def table(sheet: Sheet, x: float, y: float, width: float, bottom: float) -> floa
 
 
 def picture(sheet: Sheet, x: float, y: float, width: float, bottom: float) -> float:
-    """A photograph or a chart, mostly with a caption below it."""
+    """A photograph or chart, usually with a caption below it."""
     tall = min(float(sheet.random.uniform(28, 62)), bottom - y - 14)
     if tall < 22:
         return y
@@ -95,7 +95,7 @@ def picture(sheet: Sheet, x: float, y: float, width: float, bottom: float) -> fl
 
 
 def caption(sheet: Sheet, x: float, y: float, width: float, bottom: float, kind: str) -> float:
-    """One or two slanted lines that begin with the kind and a number."""
+    """One or two italic lines that start with a label and a number."""
     size = sheet.body * 0.86
     lines = int(sheet.random.integers(1, 3))
     if y + lines * size * sheet.leading > bottom:
@@ -108,7 +108,7 @@ def caption(sheet: Sheet, x: float, y: float, width: float, bottom: float, kind:
 
 
 def equation(sheet: Sheet, x: float, y: float, width: float, bottom: float) -> float:
-    """A displayed formula, with a fraction or a number at the margin now and then."""
+    """A displayed formula, sometimes with a fraction or a number in the margin."""
     size = sheet.body * float(sheet.random.uniform(1.2, 1.6))
     fraction = sheet.random.random() < 0.5
     tall = size * (2.9 if fraction else 1.5)

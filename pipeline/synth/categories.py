@@ -16,4 +16,4 @@ CATEGORIES = (
     "Title",
 )
 TEXT_CATEGORIES = frozenset(CATEGORIES) - {"Formula", "Picture", "Table"}
-"""Those whose regions are text, for the graph's two categories."""
+"""Classes of text, for the graph's two categories."""

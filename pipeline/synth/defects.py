@@ -1,4 +1,4 @@
-"""What scanning does to a page: tint, shadow, blur, noise, specks, and a slight turn that moves the boxes."""
+"""Scanning defects: tint, shadow, blur, noise, specks and a slight rotation, which moves the boxes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Box = tuple[float, float, float, float]
 
 
 def with_defects(image: Image.Image, boxes: list[Box], random: np.random.Generator) -> tuple[Image.Image, list[Box]]:
-    """The page as a scanner might give it, for about a third of the pages; boxes (xyxy, px) follow the paper."""
+    """Apply defects to about a third of the pages; boxes (xyxy, px) are rotated with the page."""
     if random.random() >= DEFECTIVE_SHARE:
         return image, boxes
     if random.random() < 0.5:
@@ -22,14 +22,16 @@ def with_defects(image: Image.Image, boxes: list[Box], random: np.random.Generat
     if random.random() < 0.4:
         image = image.filter(ImageFilter.GaussianBlur(float(random.uniform(0.2, 0.6)) * image.height / 256))
     pixels = np.asarray(image, dtype=np.float32)
-    pixels = pixels * np.sort(random.uniform(0.82, 1.0, 3))[::-1].astype(np.float32)  # paper yellows, red fades last
+    pixels = pixels * np.sort(random.uniform(0.82, 1.0, 3))[::-1].astype(
+        np.float32
+    )  # yellowed paper: blue fades most, red least
     pixels = pixels * _shadow(image.size, random)
     pixels = pixels + random.normal(0, random.uniform(2, 9), (*pixels.shape[:2], 1)).astype(np.float32)
     return _specked(np.clip(pixels, 0, 255).astype(np.uint8), random), boxes
 
 
 def turned(image: Image.Image, boxes: list[Box], degrees: float) -> tuple[Image.Image, list[Box]]:
-    """Turn the page about its centre; each box becomes the bounds of its turned corners, cut at the page's edge."""
+    """Rotate the page about its centre; each box becomes the bounds of its rotated corners, clipped to the page."""
     angle = math.radians(degrees)
     cos, sin = math.cos(angle), math.sin(angle)
     middle_x, middle_y = image.width / 2, image.height / 2
@@ -48,7 +50,7 @@ def turned(image: Image.Image, boxes: list[Box], degrees: float) -> tuple[Image.
 
 
 def _shadow(size: tuple[int, int], random: np.random.Generator) -> NDArray[np.float32]:
-    """Light that falls off to one side, and a dark edge now and then: [H, W, 1]."""
+    """Brightness that falls to one side, sometimes with a dark edge: [H, W, 1]."""
     across = np.linspace(0, 1, size[0], dtype=np.float32)[None, :, None]
     down = np.linspace(0, 1, size[1], dtype=np.float32)[:, None, None]
     slope_x, slope_y = random.uniform(-0.12, 0.12, 2)

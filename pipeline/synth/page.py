@@ -15,7 +15,7 @@ from pipeline.synth.words import heading
 
 GAP = 5.0  # units between two blocks
 MIN_SIDE_PX = 3.0
-FAINTEST_INK = 24  # grey steps below white that count as ink
+MIN_INK = 24  # minimum grey levels below white of ink
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +122,10 @@ def _fill(sheet: Sheet, x: float, y: float, width: float, bottom: float) -> None
 
 
 def _inked(sheet: Sheet, area: tuple[float, float, float, float]) -> tuple[float, float, float, float] | None:
-    """Bounds in final px of the ink inside an area given in units, or None where there is none."""
+    """Bounds of the ink inside an area (units), final px; None if there is no ink."""
     corner = [round(value * sheet.unit) for value in area]
     part = ImageOps.invert(sheet.image.crop(tuple(corner)).convert("L"))  # type: ignore[arg-type]
-    bounds = part.point(lambda value: 255 if value >= FAINTEST_INK else 0).getbbox()
+    bounds = part.point(lambda value: 255 if value >= MIN_INK else 0).getbbox()
     if bounds is None:
         return None
     left, top, right, bottom = (value / sheet.sampling for value in bounds)

@@ -1,4 +1,4 @@
-"""Pictures on synthetic pages: something like a photograph, and charts."""
+"""Pictures on synthetic pages: photographs and charts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def draw_picture(sheet: Sheet, area: Area) -> None:
 
 
 def photograph(sheet: Sheet, area: Area) -> None:
-    """Smooth patches of light and colour with a little grain."""
+    """Smooth patches of colour with some grain."""
     left, top, right, bottom = (round(value * sheet.unit) for value in area)
     size = (max(1, right - left), max(1, bottom - top))
     patches = sheet.random.integers(20, 235, (5, 6, 3), dtype=np.uint8)

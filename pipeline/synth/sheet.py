@@ -1,4 +1,4 @@
-"""A sheet of paper to draw on: fonts, lines of text, and the ink that a region holds."""
+"""A page to draw on: fonts, lines of text, and recorded regions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipeline.synth.words import words
 
 FAMILIES = ("DejaVuSans", "DejaVuSerif")
 Colour = tuple[int, int, int]
-SUPERSAMPLING_BELOW_PX = 512  # small pages are drawn at twice their size, so that text shrinks as a scan's does
+SUPERSAMPLING_BELOW_PX = 512  # small pages are drawn at twice their size, so that text is scaled down as in a scan
 
 
 @lru_cache(maxsize=256)
 def font(family: str, style: str, size: int) -> ImageFont.FreeTypeFont:
-    """A DejaVu face, which matplotlib brings along; ``style`` is empty, Bold, or Oblique (Italic for serifs)."""
+    """A DejaVu font of matplotlib; ``style`` is empty, Bold or Oblique (Italic for serifs)."""
     if family == "DejaVuSerif" and style == "Oblique":
         style = "Italic"
     name = f"{family}-{style}.ttf" if style else f"{family}.ttf"
@@ -59,11 +59,11 @@ class Sheet:
         return 256 * self.width / self.height
 
     def face(self, size: float, style: str = "") -> ImageFont.FreeTypeFont:
-        """A face of the page's family, ``size`` in units."""
+        """A font of the page's family, ``size`` in units."""
         return font(self.family, style, max(6, round(size * self.unit)))
 
     def line(self, x: float, y: float, text: str, size: float, style: str = "", anchor: str = "la") -> float:
-        """Write one line at (x, y) units and give its width in units."""
+        """Write one line at (x, y) and return its width, units."""
         face = self.face(size, style)
         self.draw.text((x * self.unit, y * self.unit), text, font=face, fill=(self.ink,) * 3, anchor=anchor)
         return face.getlength(text) / self.unit
@@ -71,7 +71,7 @@ class Sheet:
     def block(
         self, x: float, y: float, width: float, lines: int, size: float, style: str = "", lead: str = ""
     ) -> float:
-        """Write up to ``lines`` lines of sentences into a column and give the y below them; the last one is shorter."""
+        """Write ``lines`` lines of sentences into a column and return the y below them; the last line is shorter."""
         face = self.face(size, style)
         pitch = size * self.leading
         source = iter(words(self.random, 20 * lines))
@@ -105,7 +105,7 @@ class Sheet:
 
 
 def fitting(source: Iterator[str], face: ImageFont.FreeTypeFont, width_px: float, lead: str) -> list[str]:
-    """Words of ``source`` until the line of ``width_px`` is full; at least one."""
+    """Take words from ``source`` until a line of ``width_px`` is full; at least one."""
     row = [lead] if lead else []
     used = face.getlength(lead) if lead else 0.0
     space = face.getlength(" ")

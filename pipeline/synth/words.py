@@ -27,7 +27,7 @@ OPERATORS = ("+", "−", "=", "≤", "·", "→", "∈", "≈")
 
 
 def words(random: np.random.Generator, count: int) -> list[str]:
-    """``count`` words with the capitals and stops of sentences."""
+    """``count`` words with the capitals and full stops of sentences."""
     chosen = [VOCABULARY[place] for place in random.integers(0, len(VOCABULARY), count)]
     begin = True
     for place, stop in enumerate(random.random(count) < 0.1):
@@ -39,7 +39,7 @@ def words(random: np.random.Generator, count: int) -> list[str]:
 
 
 def heading(random: np.random.Generator, low: int, high: int) -> str:
-    """A phrase of ``low`` to ``high`` words without a stop."""
+    """A phrase of ``low`` to ``high`` words without a full stop."""
     return " ".join(word.rstrip(".") for word in words(random, int(random.integers(low, high + 1))))
 
 

@@ -31,8 +31,10 @@ def write_pages(
 ) -> Path:
     """Draw ``count`` pages of ``width`` x ``height`` px into ``out/images`` and annotate them in ``annotations.json``.
 
-    The same arguments give the same bytes, and a folder that holds them already is left as it is.
-    Raises OutputError where ``out`` holds something else or cannot be written.
+    The same arguments give the same bytes. A folder that already contains these pages is left unchanged.
+
+    Raises:
+        OutputError: if ``out`` contains something else or cannot be written.
     """
     info = {"generator": GENERATOR_VERSION, "seed": seed, "count": count, "width": width, "height": height}
     path = out / ANNOTATIONS_FILE

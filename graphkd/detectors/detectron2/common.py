@@ -1,4 +1,4 @@
-"""What detectron2's adapters share: BGR pixels, names of pyramid levels, ground truth as its Instances."""
+"""Base class of the detectron2 adapters."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from graphkd.batch import Features, Targets
+from graphkd.detectors.common import page_mask
 from graphkd.detectors.protocol import DetectorModule, DetectorSpec
-from graphkd.detectors.torchvision.common import page_mask
 
 
 class Detectron2Detector(DetectorModule):
-    """Base of the adapters.
+    """BGR pixels, names of pyramid levels, and ground truth as Instances.
 
     Args:
-        model: of detectron2's, with ``backbone``, ``pixel_mean`` and ``pixel_std``.
-        spec: what it is.
-        levels: detectron2's names of pyramid levels, and those that all adapters use.
+        model: detectron2 model with ``backbone``, ``pixel_mean`` and ``pixel_std``.
+        spec: of the detector.
+        levels: detectron2's names of pyramid levels -> names that all adapters use.
     """
 
     def __init__(self, model: nn.Module, spec: DetectorSpec, levels: dict[str, str]) -> None:
@@ -28,7 +28,7 @@ class Detectron2Detector(DetectorModule):
         self.levels = levels
 
     def features(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> Features:
-        """Normalise uint8 RGB [B, 3, H, W] as BGR and run the backbone once; beyond each page is the mean."""
+        """Normalise uint8 RGB [B, 3, H, W] as BGR and run the backbone once; padding has the mean colour."""
         pixels = (images.flip(1) - self.model.pixel_mean) / self.model.pixel_std
         maps = self.model.backbone(pixels * page_mask(image_sizes, images))
         canvas = (images.shape[-2], images.shape[-1])
@@ -36,7 +36,7 @@ class Detectron2Detector(DetectorModule):
         return Features(maps=named, image_sizes=image_sizes, canvas=canvas)
 
     def maps_of(self, features: Features, names: list[str]) -> list[Tensor]:
-        """Maps by detectron2's names."""
+        """Maps of the levels with these detectron2 names."""
         return [features.maps[self.levels[name]] for name in names]
 
     def compilable_modules(self) -> list[nn.Module]:
@@ -44,7 +44,7 @@ class Detectron2Detector(DetectorModule):
         return [self.model.backbone]
 
     def inheritable_parameters(self) -> dict[str, Tensor]:
-        """The heads, and the pyramid's outputs."""
+        """Heads and outputs of the pyramid."""
         backbone, outputs = "model.backbone.", "model.backbone.fpn_output"
         return {
             name: values
@@ -54,6 +54,6 @@ class Detectron2Detector(DetectorModule):
 
 
 def instances(features: Features, targets: Targets) -> list[Instances]:
-    """Ground truth as detectron2 takes it."""
+    """Ground truth in detectron2's format."""
     pages = zip(features.image_sizes, targets.boxes, targets.classes, strict=True)
     return [Instances(size, gt_boxes=Boxes(boxes), gt_classes=classes) for size, boxes, classes in pages]

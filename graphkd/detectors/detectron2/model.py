@@ -1,6 +1,6 @@
-"""detectron2's model of a detector config: its nodes, its own ResNets, and timm's backbones as backbones of its.
+"""Building detectron2 models from a detector config, with detectron2's ResNets or timm's backbones.
 
-The one place that knows detectron2's conventions: BGR pixels, class-wise deltas with background last.
+detectron2's conventions are BGR pixels, and per-class deltas with the background class last.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STAGES = {"faster_rcnn": ["res2", "res3", "res4", "res5"], "retinanet": ["res3",
 
 
 class TimmBackbone(d2_backbone.Backbone):
-    """A timm backbone's levels as detectron2 takes them; ``names`` go with its channels and strides."""
+    """A timm backbone in detectron2's interface; ``names`` are of its levels."""
 
     def __init__(
         self, body: nn.Module, levels: nn.Module, channels: list[int], strides: list[int], names: list[str]
@@ -52,7 +52,7 @@ class TimmBackbone(d2_backbone.Backbone):
 
 @d2_backbone.BACKBONE_REGISTRY.register()  # type: ignore[untyped-decorator,unused-ignore]
 def build_graphkd_timm_fpn_backbone(cfg: CfgNode, _: ShapeSpec) -> nn.Module:
-    """For detectron2's own configs: ``cfg.MODEL.TIMM`` holds ``NAME`` and ``CANVAS``, the rest is as usual."""
+    """Backbone for detectron2's configs, with ``NAME`` and ``CANVAS`` in ``cfg.MODEL.TIMM``."""
     config = DetectorConfig(backbone=cfg.MODEL.TIMM.NAME, fpn_channels=cfg.MODEL.FPN.OUT_CHANNELS)
     height, width = cfg.MODEL.TIMM.CANVAS
     return build_pyramid(config, (height, width))
@@ -61,7 +61,7 @@ def build_graphkd_timm_fpn_backbone(cfg: CfgNode, _: ShapeSpec) -> nn.Module:
 def build_pyramid(
     config: DetectorConfig, canvas: tuple[int, int], weights: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
-    """The backbone with its pyramid, P2 to P6 or P3 to P7: detectron2's own for a ResNet that it has, else timm's."""
+    """Build the backbone with its pyramid, P2-P6 or P3-P7; ResNets are detectron2's, others timm's."""
     names, own = STAGES[config.architecture], config.backbone in RESNETS and config.weights == "none"
     if own:
         bottom_up: Any = d2_backbone.build_resnet_backbone(build_cfg(config, 1), ShapeSpec(channels=3))
@@ -74,7 +74,7 @@ def build_pyramid(
 
 
 def build_rcnn(config: DetectorConfig, num_classes: int, backbone: Any) -> nn.Module:
-    """A GeneralizedRCNN of ``config``."""
+    """Build a GeneralizedRCNN."""
     cfg, shapes = build_cfg(config, num_classes), backbone.output_shape()
     model: nn.Module = META_ARCH_REGISTRY.get("GeneralizedRCNN")(
         backbone=backbone,
@@ -88,7 +88,7 @@ def build_rcnn(config: DetectorConfig, num_classes: int, backbone: Any) -> nn.Mo
 
 
 def build_retinanet(config: DetectorConfig, num_classes: int, backbone: Any) -> nn.Module:
-    """A RetinaNet of ``config``."""
+    """Build a RetinaNet."""
     cfg, shapes = build_cfg(config, num_classes), backbone.output_shape()
     levels = [shapes[name] for name in cfg.MODEL.RETINANET.IN_FEATURES]
     settings = cfg.MODEL.RETINANET
@@ -111,7 +111,7 @@ def build_retinanet(config: DetectorConfig, num_classes: int, backbone: Any) -> 
 
 
 def build_cfg(config: DetectorConfig, num_classes: int) -> CfgNode:
-    """detectron2's config of the same detector."""
+    """Convert ``config`` to detectron2's config."""
     cfg = get_cfg()
     model: Any = cfg.MODEL
     model.PIXEL_MEAN, model.PIXEL_STD = list(config.pixel_mean[::-1]), list(config.pixel_std[::-1])
@@ -121,7 +121,7 @@ def build_cfg(config: DetectorConfig, num_classes: int) -> CfgNode:
     model.RESNETS.STRIDE_IN_1X1 = False
     model.RESNETS.NORM = NORMS[config.norm]
     model.RESNETS.OUT_FEATURES = STAGES[config.architecture]
-    scales = 3 if config.architecture == "retinanet" else 1  # an octave, as published
+    scales = 3 if config.architecture == "retinanet" else 1  # per octave, as published
     model.ANCHOR_GENERATOR.SIZES = [[size * 2 ** (step / 3) for step in range(scales)] for size in config.anchor_sizes]
     model.ANCHOR_GENERATOR.ASPECT_RATIOS = [list(config.aspect_ratios)]
     levels = ["p2", "p3", "p4", "p5", "p6"]

@@ -1,7 +1,7 @@
-"""The same weights in both frameworks: what detectron2 calls the torchvision adapter's tensors, and how they differ.
+"""Converting weights between the torchvision and detectron2 adapters, without importing detectron2.
 
-The one place that turns one into the other: detectron2's first convolution sees BGR, its background class is last, and
-it has no box deltas for background. Needs no detectron2.
+Besides names, the first convolution (BGR in detectron2), the position of the background class (last) and the box
+deltas of background (none) differ.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ STEM = "backbone.bottom_up.stem.conv1.weight"
 
 
 def _stage(match: re.Match[str]) -> str:
-    """A ResNet's layers count from 1, detectron2's stages from 2."""
+    """Name of a tensor in a ResNet stage; timm counts layers from 1, detectron2 stages from 2."""
     layer, block, rest = match.groups()
     part, _, field = rest.rpartition(".")
     names = {"downsample.0": "shortcut", "downsample.1": "shortcut.norm"}
@@ -47,7 +47,7 @@ NAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
 
 
 def detectron2_name(name: str) -> str | None:
-    """detectron2's name of a tensor of the torchvision adapter's Faster R-CNN, or None where it has no such thing."""
+    """detectron2's name of a tensor of the torchvision adapter's Faster R-CNN, or None if it has no counterpart."""
     for pattern, theirs in NAMES:
         match = re.fullmatch(pattern, name)
         if match:
@@ -56,7 +56,7 @@ def detectron2_name(name: str) -> str | None:
 
 
 def to_detectron2(name: str, values: Tensor) -> Tensor:
-    """Our values as those of the tensor that detectron2 calls ``name``."""
+    """Convert values of the torchvision adapter to those of detectron2's tensor ``name``."""
     if name == STEM:
         return values.flip(1)
     if ".box_predictor.cls_score." in name:
@@ -65,7 +65,7 @@ def to_detectron2(name: str, values: Tensor) -> Tensor:
 
 
 def from_detectron2(name: str, values: Tensor) -> Tensor:
-    """The values of the tensor that detectron2 calls ``name`` as ours; deltas of background are 0."""
+    """Convert values of detectron2's tensor ``name`` to the torchvision adapter's; deltas of background are 0."""
     if name == STEM:
         return values.flip(1)
     if ".box_predictor.cls_score." in name:
@@ -76,9 +76,9 @@ def from_detectron2(name: str, values: Tensor) -> Tensor:
 
 
 def to_detectron2_tensors(tensors: Mapping[str, Tensor], prefix: str = "model.") -> dict[str, Tensor]:
-    """Tensors of the torchvision adapter, which begin with ``prefix``, as detectron2 has them, without it.
+    """Convert tensors of the torchvision adapter, whose names start with ``prefix``, to detectron2's, without it.
 
-    What has no counterpart there keeps its name.
+    Tensors without a counterpart keep their names.
     """
     bare = {name.removeprefix(prefix): values for name, values in tensors.items()}
     names = {name: detectron2_name(name) or name for name in bare}
@@ -88,13 +88,13 @@ def to_detectron2_tensors(tensors: Mapping[str, Tensor], prefix: str = "model.")
 def convert_framework(
     framework: Framework, own: Iterable[str], theirs: Mapping[str, Tensor], prefix: str = "model."
 ) -> dict[str, Tensor]:
-    """Tensors of one adapter as those of the other; what has no counterpart there keeps its name.
+    """Convert tensors of one adapter to the other. Tensors without a counterpart keep their names.
 
     Args:
-        framework: into which; ``theirs`` are of the other one.
-        own: names of the adapter there.
-        theirs: by name.
-        prefix: of an adapter's names.
+        framework: to convert to.
+        own: names of that framework's adapter.
+        theirs: tensors of the other framework's adapter by name.
+        prefix: of the adapters' names.
     """
     if framework == "detectron2":
         return {prefix + name: values for name, values in to_detectron2_tensors(theirs, prefix).items()}
@@ -105,28 +105,28 @@ def convert_framework(
 
 @dataclass(frozen=True, slots=True)
 class TensorMatch:
-    """What of a file's tensors fits a detector."""
+    """Tensors of a file matched with those of a detector."""
 
     matched: dict[str, Tensor]
-    """By the detector's names, ready to load."""
+    """By the detector's names, converted."""
     missing: list[str]
-    """Names of the detector's that the file has nothing for."""
+    """Tensors of the detector that are not in the file."""
     shape_mismatch: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
-    """By the detector's names: shape in the file, shape in the detector."""
+    """Shapes in the file and in the detector, by the detector's names."""
     unused: list[str]
-    """Names of the file's that the detector has no use for."""
+    """Tensors of the file that are not in the detector."""
 
 
 def match_tensors(
     own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, same_framework: bool, prefix: str = "model."
 ) -> TensorMatch:
-    """Find what of ``theirs``, named and laid out as detectron2 has it, fits a detector.
+    """Match tensors in detectron2's names and layout with those of a detector.
 
     Args:
-        own: the detector's tensors, whose names begin with ``prefix``.
-        theirs: of the file.
-        same_framework: whether the detector is of detectron2's adapter, so that nothing needs to be turned.
-        prefix: of an adapter's names.
+        own: tensors of the detector, whose names start with ``prefix``.
+        theirs: tensors of the file.
+        same_framework: whether the detector is of the detectron2 adapter, so that no values are converted.
+        prefix: of the adapters' names.
     """
     result, used = TensorMatch({}, [], {}, []), set[str]()
     for name, values in own.items():

@@ -1,7 +1,7 @@
 """detectron2's Faster R-CNN behind the detector interface.
 
-Its own ``GeneralizedRCNN`` is built and trained, with detectron2's losses and inference; only sampling is keyed by the
-page, and losses are taken page by page. detectron2 sees BGR, and keeps background last, as this interface does.
+Its own ``GeneralizedRCNN`` is built and trained, with detectron2's losses and inference. Only sampling is seeded by
+the page, and losses are computed page by page. The order of channels is BGR; background is the last class.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from graphkd.batch import Detections, Features, Proposals, RegionPredictions, Targets
+from graphkd.detectors.common import to_float32
 from graphkd.detectors.config import DetectorConfig
 from graphkd.detectors.detectron2.common import Detectron2Detector, instances
 from graphkd.detectors.detectron2.model import build_rcnn
 from graphkd.detectors.protocol import DetectorSpec
 from graphkd.detectors.sampling import SeededSampler
-from graphkd.detectors.torchvision.common import in_float32
 
 LEVELS = {"p2": "0", "p3": "1", "p4": "2", "p5": "3", "p6": "pool"}
-"""detectron2's names of pyramid levels, and the one that all adapters use."""
+"""detectron2's names of pyramid levels -> names that all adapters use."""
 
 
 class Detectron2FasterRCNN(Detectron2Detector):
@@ -42,39 +42,39 @@ class Detectron2FasterRCNN(Detectron2Detector):
         self._anchor_sampler = SeededSampler(config.rpn_batch, 0.5, salt=0)
         self._region_sampler = SeededSampler(config.roi_batch, config.roi_positive_fraction, salt=1)
         self._seeds: Iterator[int] = iter(())
-        self.model.proposal_generator._subsample_labels = self._keyed_anchors
-        self.model.roi_heads._sample_proposals = self._keyed_regions
+        self.model.proposal_generator._subsample_labels = self._sample_anchors
+        self.model.roi_heads._sample_proposals = self._sample_regions
 
     def propose_and_losses(self, features: Features, targets: Targets) -> tuple[Proposals, dict[str, Tensor]]:
-        """Proposals, and detectron2's four losses under the names that all adapters use, each [B]."""
-        goal = instances(features, targets)
-        with EventStorage():  # which detectron2 logs into
+        """Return proposals and detectron2's four losses under the names that all adapters use, each [B]."""
+        ground_truth = instances(features, targets)
+        with EventStorage():  # required by detectron2's losses
             anchors, logits, deltas = self._propose(features)
             found = self._best(anchors, logits, deltas, features)
-            losses = self._proposal_losses(anchors, logits, deltas, goal, targets.seeds)
-            losses |= self._region_losses(features, found, goal, targets.seeds)
+            losses = self._proposal_losses(anchors, logits, deltas, ground_truth, targets.seeds)
+            losses |= self._region_losses(features, found, ground_truth, targets.seeds)
         return _proposals(found), losses
 
     def propose(self, features: Features) -> Proposals:
-        """Proposals of the region proposal network, best first."""
+        """Return proposals of the region proposal network, best first."""
         return _proposals(self._best(*self._propose(features), features))
 
     def pool(self, features: Features, boxes: list[Tensor]) -> Tensor:
-        """RoIAlign as the config has it: [sum N_i, C, P, P]."""
+        """RoIAlign of the config: [sum N_i, C, P, P]."""
         heads = self.model.roi_heads
         maps = self.maps_of(features, heads.box_in_features)
         pooled: Tensor = heads.box_pooler(maps, [Boxes(page) for page in boxes])
         return pooled
 
     def classify(self, pooled: Tensor) -> RegionPredictions:
-        """Class logits [N, K + 1], background last, and deltas [N, K, 4] with unit coder weights."""
+        """Return class logits [N, K + 1], background last, and deltas [N, K, 4] with unit coder weights."""
         logits, deltas = self._heads(pooled)
         per_class = deltas.unflatten(1, (self.spec.num_classes, 4))
         weights = self.model.roi_heads.box_predictor.box2box_transform.weights
         return RegionPredictions(logits=logits, deltas=per_class / per_class.new_tensor(weights))
 
     def detect(self, features: Features) -> list[Detections]:
-        """Detections after per-class suppression, best first."""
+        """Return detections after NMS per class, best first."""
         proposals = self._best(*self._propose(features), features)
         predictions = self._heads(self.pool(features, [page.proposal_boxes.tensor for page in proposals]))
         found, _ = self.model.roi_heads.box_predictor.inference(predictions, proposals)
@@ -92,10 +92,10 @@ class Detectron2FasterRCNN(Detectron2Detector):
         rpn = self.model.proposal_generator
         maps = self.maps_of(features, rpn.in_features)
         anchors = rpn.anchor_generator(maps)
-        logits, deltas = map(in_float32, rpn.rpn_head(maps))
-        flat = [level.permute(0, 2, 3, 1).flatten(1) for level in logits]
-        moved = [level.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3) for level in deltas]
-        return anchors, flat, moved
+        logits, deltas = map(to_float32, rpn.rpn_head(maps))
+        logits = [level.permute(0, 2, 3, 1).flatten(1) for level in logits]
+        deltas = [level.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3) for level in deltas]
+        return anchors, logits, deltas
 
     @torch.no_grad()
     def _best(
@@ -103,7 +103,7 @@ class Detectron2FasterRCNN(Detectron2Detector):
     ) -> list[Instances]:
         rpn = self.model.proposal_generator
         boxes = rpn._decode_proposals(anchors, deltas)
-        # Not called as in training, where what is not finite would end one rank alone; the loop ends all of them.
+        # With training=True, non-finite values would end this rank alone; the training loop ends all ranks.
         return find_top_rpn_proposals(
             boxes,
             logits,
@@ -116,41 +116,45 @@ class Detectron2FasterRCNN(Detectron2Detector):
         )
 
     def _proposal_losses(
-        self, anchors: list[Boxes], logits: list[Tensor], deltas: list[Tensor], goal: list[Instances], seeds: list[int]
+        self,
+        anchors: list[Boxes],
+        logits: list[Tensor],
+        deltas: list[Tensor],
+        ground_truth: list[Instances],
+        seeds: list[int],
     ) -> dict[str, Tensor]:
         rpn, self._seeds = self.model.proposal_generator, iter(seeds)
-        labels, matched = rpn.label_and_sample_anchors(anchors, goal)
+        labels, matched = rpn.label_and_sample_anchors(anchors, ground_truth)
         losses = []
-        for page in range(len(goal)):
-            own = ([level[page : page + 1] for level in part] for part in (logits, deltas))
-            flat, moved = own
-            losses.append(rpn.losses(anchors, flat, [labels[page]], moved, [matched[page]]))
+        for page in range(len(ground_truth)):
+            page_logits, page_deltas = ([level[page : page + 1] for level in part] for part in (logits, deltas))
+            losses.append(rpn.losses(anchors, page_logits, [labels[page]], page_deltas, [matched[page]]))
         return {
             "loss_objectness": torch.stack([page["loss_rpn_cls"] for page in losses]),
             "loss_rpn_box": torch.stack([page["loss_rpn_loc"] for page in losses]),
         }
 
     def _region_losses(
-        self, features: Features, proposals: list[Instances], goal: list[Instances], seeds: list[int]
+        self, features: Features, proposals: list[Instances], ground_truth: list[Instances], seeds: list[int]
     ) -> dict[str, Tensor]:
         heads, self._seeds = self.model.roi_heads, iter(seeds)
-        sampled = heads.label_and_sample_proposals(proposals, goal)
+        sampled = heads.label_and_sample_proposals(proposals, ground_truth)
         counts = [len(page) for page in sampled]
         logits, deltas = self._heads(self.pool(features, [page.proposal_boxes.tensor for page in sampled]))
         pages = zip(logits.split(counts), deltas.split(counts), sampled, strict=True)
-        losses = [heads.box_predictor.losses((scores, moved), [page]) for scores, moved, page in pages]
+        losses = [heads.box_predictor.losses((scores, page_deltas), [page]) for scores, page_deltas, page in pages]
         return {
             "loss_class": torch.stack([page["loss_cls"] for page in losses]),
             "loss_box": torch.stack([page["loss_box_reg"] for page in losses]),
         }
 
-    def _keyed_anchors(self, label: Tensor) -> Tensor:
-        """What detectron2's ``RPN._subsample_labels`` gives: 1, 0 or -1 for what is not in the sample, [A]."""
+    def _sample_anchors(self, label: Tensor) -> Tensor:
+        """Replaces ``RPN._subsample_labels``: labels 1 or 0 [A], and -1 for anchors outside the sample."""
         positive, negative = self._sample(self._anchor_sampler, label)
         return torch.where(positive, 1, torch.where(negative, 0, -1)).to(label.dtype)
 
-    def _keyed_regions(self, matched: Tensor, fit: Tensor, true_classes: Tensor) -> tuple[Tensor, Tensor]:
-        """What detectron2's ``ROIHeads._sample_proposals`` gives: indices [S] and classes [S], background K."""
+    def _sample_regions(self, matched: Tensor, fit: Tensor, true_classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Replaces ``ROIHeads._sample_proposals``: indices [S] and classes [S], K for background."""
         background = self.spec.num_classes
         classes = true_classes[matched] if len(true_classes) else torch.full_like(matched, background)
         if len(true_classes):

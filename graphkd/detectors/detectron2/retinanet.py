@@ -1,4 +1,4 @@
-"""detectron2's RetinaNet behind the detector interface: no region head, so it takes part through pooled features."""
+"""detectron2's RetinaNet behind the detector interface. It has no region head."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from graphkd.batch import Detections, Features, Proposals, Targets
+from graphkd.detectors.common import to_float32
 from graphkd.detectors.config import DetectorConfig
 from graphkd.detectors.detectron2.common import Detectron2Detector, instances
 from graphkd.detectors.detectron2.model import build_retinanet
 from graphkd.detectors.protocol import DetectorSpec
-from graphkd.detectors.torchvision.common import in_float32
 
 LEVELS = {"p3": "0", "p4": "1", "p5": "2", "p6": "p6", "p7": "p7"}
 POOLED = ["p3", "p4", "p5"]
 
 
 class Detectron2RetinaNet(Detectron2Detector):
-    """RetinaNet of detectron2's; its own detections, without their classes, serve as proposals."""
+    """detectron2's RetinaNet. Its detections, without classes, serve as proposals."""
 
     def __init__(self, config: DetectorConfig, num_classes: int, backbone: nn.Module) -> None:
         spec = DetectorSpec(
@@ -35,16 +35,16 @@ class Detectron2RetinaNet(Detectron2Detector):
             classifies_regions=False,
         )
         super().__init__(build_retinanet(config, num_classes, backbone), spec, LEVELS)
-        # A moving average over batches would make a page's loss depend on those before it, and on the worker.
+        # A moving average over batches would make a page's loss depend on earlier pages and on the worker.
         self.model._ema_update = _of_this_page
         kind = "ROIAlignV2" if config.roi_aligned else "ROIAlign"
         self.region_pool = ROIPooler(config.pooled_side, [1 / 8, 1 / 16, 1 / 32], config.roi_samples, kind)
         self.max_proposals, self.proposal_nms_iou = config.rpn_proposals, config.rpn_nms_iou
 
     def propose_and_losses(self, features: Features, targets: Targets) -> tuple[Proposals, dict[str, Tensor]]:
-        """Proposals, and the focal and box losses, each [B] and normalised by the page's foreground anchors."""
+        """Return proposals and the focal and box losses, each [B] and normalised by the page's foreground anchors."""
         anchors, logits, deltas = self._heads(features)
-        with EventStorage():  # which detectron2 logs into
+        with EventStorage():  # required by detectron2's losses
             labels, boxes = self.model.label_anchors(anchors, instances(features, targets))
             losses = [
                 self.model.losses(anchors, _page(logits, page), [labels[page]], _page(deltas, page), [boxes[page]])
@@ -57,11 +57,11 @@ class Detectron2RetinaNet(Detectron2Detector):
         return self._proposals(anchors, logits, deltas, features), by_name
 
     def propose(self, features: Features) -> Proposals:
-        """The boxes of the most confident anchors, best first."""
+        """Return boxes of the most confident anchors, best first."""
         return self._proposals(*self._heads(features), features)
 
     def pool(self, features: Features, boxes: list[Tensor]) -> Tensor:
-        """RoIAlign as the config has it: [sum N_i, C, P, P]."""
+        """RoIAlign of the config: [sum N_i, C, P, P]."""
         pooled: Tensor = self.region_pool(self.maps_of(features, POOLED), [Boxes(page) for page in boxes])
         return pooled
 
@@ -70,31 +70,31 @@ class Detectron2RetinaNet(Detectron2Detector):
         return
 
     def detect(self, features: Features) -> list[Detections]:
-        """Detections after per-class suppression, best first."""
+        """Return detections after NMS per class, best first."""
         anchors, logits, deltas = self._heads(features)
         found = []
         for page, size in enumerate(features.image_sizes):
-            scores, moved = ([level[page] for level in part] for part in (logits, deltas))
-            said = self.model.inference_single_image(anchors, [level.sigmoid() for level in scores], moved, size)
-            said.pred_boxes.clip(size)
-            found.append(Detections(boxes=said.pred_boxes.tensor, scores=said.scores, classes=said.pred_classes))
+            page_scores, page_deltas = [level[page].sigmoid() for level in logits], [level[page] for level in deltas]
+            kept = self.model.inference_single_image(anchors, page_scores, page_deltas, size)
+            kept.pred_boxes.clip(size)
+            found.append(Detections(boxes=kept.pred_boxes.tensor, scores=kept.scores, classes=kept.pred_classes))
         return found
 
     def _heads(self, features: Features) -> tuple[list[Boxes], list[Tensor], list[Tensor]]:
         """Anchors, logits [B, A_l, K] and deltas [B, A_l, 4] of each level."""
         maps = self.maps_of(features, self.model.head_in_features)
-        said = [in_float32(part) for part in self.model.head(maps)]
-        logits, deltas = self.model._transpose_dense_predictions(said, [self.spec.num_classes, 4])
+        outputs = [to_float32(part) for part in self.model.head(maps)]
+        logits, deltas = self.model._transpose_dense_predictions(outputs, [self.spec.num_classes, 4])
         return self.model.anchor_generator(maps), logits, deltas
 
     @torch.no_grad()
     def _proposals(
         self, anchors: list[Boxes], logits: list[Tensor], deltas: list[Tensor], features: Features
     ) -> Proposals:
-        places = Boxes.cat(anchors).tensor
+        all_anchors = Boxes.cat(anchors).tensor
         confidence = torch.cat([level.sigmoid().amax(dim=-1) for level in logits], dim=1)
         pages = zip(confidence, torch.cat(deltas, dim=1), features.image_sizes, strict=True)
-        found = [self._page_proposals(scores, moved, places, size) for scores, moved, size in pages]
+        found = [self._page_proposals(scores, own, all_anchors, size) for scores, own, size in pages]
         return Proposals(boxes=[boxes for boxes, _ in found], scores=[scores for _, scores in found])
 
     def _page_proposals(

@@ -1,4 +1,4 @@
-"""What the torchvision adapters share: normalising canvases and the order of classes."""
+"""Base class of the torchvision adapters."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from graphkd.batch import Features, Targets
+from graphkd.detectors.common import page_mask
 from graphkd.detectors.config import DetectorConfig
 from graphkd.detectors.protocol import DetectorModule, DetectorSpec
 from graphkd.detectors.torchvision.regions import region_pool
 
 
 class TorchvisionDetector(DetectorModule):
-    """Base of the adapters: the backbone pass and RoI pooling, without torchvision's own resizing.
+    """Backbone pass and RoI pooling without torchvision's resizing.
 
-    torchvision's ``GeneralizedRCNNTransform`` resizes in evaluation even when told not to, so pages arrive here at
-    their final size and only mean and standard deviation are applied.
+    ``GeneralizedRCNNTransform`` resizes in evaluation even when told not to. Pages have their final size already, and
+    only mean and standard deviation are applied.
     """
 
     pixel_mean: Tensor
@@ -35,7 +36,7 @@ class TorchvisionDetector(DetectorModule):
         self.register_buffer("pixel_std", torch.tensor(config.pixel_std).view(1, 3, 1, 1), persistent=False)
 
     def features(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> Features:
-        """Normalise uint8 [B, 3, H, W] and run the backbone once; what lies beyond each page counts as the mean."""
+        """Normalise uint8 [B, 3, H, W] and run the backbone once; padding has the mean colour."""
         pixels = (images - self.pixel_mean) / self.pixel_std
         pixels = pixels * page_mask(image_sizes, images)
         canvas = (images.shape[-2], images.shape[-1])
@@ -43,8 +44,8 @@ class TorchvisionDetector(DetectorModule):
 
     def pool(self, features: Features, boxes: list[Tensor]) -> Tensor:
         """RoIAlign over the pyramid: [sum N_i, C, P, P]."""
-        # The level of a box depends on its size relative to the canvas; fixing it to the canvas keeps a page's
-        # features independent of its batch neighbours.
+        # The pyramid level of a box depends on the image size given here. With the canvas instead of the page sizes, a
+        # page's features are independent of the other pages of its batch.
         with _without_compiling(features):
             return self.region_pool(features.maps, boxes, [features.canvas] * len(boxes))
 
@@ -53,7 +54,7 @@ class TorchvisionDetector(DetectorModule):
         return [self.model.backbone]
 
     def inheritable_parameters(self) -> dict[str, Tensor]:
-        """Proposal and region heads, and what the pyramid does after its lateral connections."""
+        """Proposal and region heads, and the pyramid after its lateral connections."""
         backbone, lateral = "model.backbone.", "model.backbone.fpn.inner_blocks."
         pyramid = "model.backbone.fpn."
         return {
@@ -69,9 +70,9 @@ class TorchvisionDetector(DetectorModule):
 
 
 def _without_compiling(features: Features) -> AbstractContextManager[object]:
-    """Where algorithms must be repeatable on a GPU: a context in which torchvision's RoIAlign for that is not compiled.
+    """Context in which torchvision's deterministic RoIAlign for GPUs is not compiled.
 
-    It would be compiled anew for each level and number of regions, for minutes.
+    It would be recompiled for minutes for each level and number of regions.
     """
     on_gpu = next(iter(features.maps.values())).is_cuda
     if on_gpu and torch.are_deterministic_algorithms_enabled():
@@ -79,21 +80,8 @@ def _without_compiling(features: Features) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def in_float32(levels: list[Tensor]) -> list[Tensor]:
-    """What a head says of each level, out of the precision that it was computed in."""
-    return [level.float() for level in levels]
-
-
-def page_mask(image_sizes: list[tuple[int, int]], images: Tensor) -> Tensor:
-    """1 on the page and 0 beyond: float32 [B, 1, H, W] on the device of ``images``."""
-    limits = torch.tensor(image_sizes).to(images.device, non_blocking=True)[:, :, None]
-    rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
-    inside = (rows < limits[:, 0])[:, :, None] & (columns < limits[:, 1])[:, None, :]
-    return inside[:, None].float()
-
-
 def image_list(features: Features) -> ImageList:
-    """Torchvision's view of a batch; its anchors need only the canvas, so no pixels are stored."""
+    """Torchvision's image list of a batch; without pixels, since anchors need the canvas size only."""
     batch = next(iter(features.maps.values()))
     blank = batch.new_empty(()).expand(batch.shape[0], 3, *features.canvas)
     return ImageList(blank, features.image_sizes)

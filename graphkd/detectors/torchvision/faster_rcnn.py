@@ -14,21 +14,22 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign
 
 from graphkd.batch import Detections, Features, Proposals, RegionPredictions, Targets
+from graphkd.detectors.common import to_float32
 from graphkd.detectors.config import DetectorConfig
 from graphkd.detectors.protocol import DetectorSpec
 from graphkd.detectors.sampling import SeededSampler
-from graphkd.detectors.torchvision.common import TorchvisionDetector, in_float32, torchvision_targets
+from graphkd.detectors.torchvision.common import TorchvisionDetector, torchvision_targets
 from graphkd.detectors.torchvision.regions import anchor_generator
 
 if TYPE_CHECKING:
     from graphkd.detectors.backbones import PyramidBackbone
 
-RPN_BETA = 1 / 9  # where the proposals' box error turns from squared to absolute, as in torchvision
+RPN_BETA = 1 / 9  # of the smooth L1 loss of proposals, as in torchvision
 POOLED_LEVELS = ["0", "1", "2", "3"]  # P2-P5; P6 only proposes (Lin et al., CVPR 2017)
 
 
 class FasterRCNNDetector(TorchvisionDetector):
-    """Faster R-CNN with a feature pyramid; torchvision counts background first, this interface last."""
+    """Faster R-CNN with a feature pyramid; torchvision has the background class first, the interface last."""
 
     def __init__(self, backbone: PyramidBackbone, config: DetectorConfig, num_classes: int) -> None:
         spec = DetectorSpec(
@@ -46,18 +47,18 @@ class FasterRCNNDetector(TorchvisionDetector):
         roi_heads.fg_bg_sampler = SeededSampler(config.roi_batch, config.roi_positive_fraction, salt=1)
 
     def propose_and_losses(self, features: Features, targets: Targets) -> tuple[Proposals, dict[str, Tensor]]:
-        """Proposals, and the four losses of Faster R-CNN, each [B] and normalised within its page."""
-        goal = torchvision_targets(targets, first_class=1)
-        proposals, losses = self._proposals(features, goal, targets.seeds)
-        losses |= self._region_losses(features, proposals.boxes, goal, targets.seeds)
+        """Return proposals and the four losses of Faster R-CNN, each [B] and normalised within its page."""
+        ground_truth = torchvision_targets(targets, first_class=1)
+        proposals, losses = self._proposals(features, ground_truth, targets.seeds)
+        losses |= self._region_losses(features, proposals.boxes, ground_truth, targets.seeds)
         return proposals, losses
 
     def propose(self, features: Features) -> Proposals:
-        """Proposals of the region proposal network, best first."""
+        """Return proposals of the region proposal network, best first."""
         return self._proposals(features, None, [])[0]
 
     def classify(self, pooled: Tensor) -> RegionPredictions:
-        """Class logits [N, K + 1], background last, and deltas [N, K, 4] with unit coder weights."""
+        """Return class logits [N, K + 1], background last, and deltas [N, K, 4] with unit coder weights."""
         heads = self.model.roi_heads
         logits, deltas = self._heads(pooled)
         logits = torch.cat([logits[:, 1:], logits[:, :1]], dim=1)
@@ -65,7 +66,7 @@ class FasterRCNNDetector(TorchvisionDetector):
         return RegionPredictions(logits=logits, deltas=per_class / per_class.new_tensor(heads.box_coder.weights))
 
     def detect(self, features: Features) -> list[Detections]:
-        """Detections after per-class suppression, best first."""
+        """Return detections after NMS per class, best first."""
         heads, boxes = self.model.roi_heads, self.propose(features).boxes
         logits, deltas = self._heads(self.pool(features, boxes))
         found = heads.postprocess_detections(logits, deltas, boxes, features.image_sizes)
@@ -80,45 +81,50 @@ class FasterRCNNDetector(TorchvisionDetector):
         return logits.float(), deltas.float()
 
     def _proposals(
-        self, features: Features, goal: list[dict[str, Tensor]] | None, seeds: list[int]
+        self, features: Features, ground_truth: list[dict[str, Tensor]] | None, seeds: list[int]
     ) -> tuple[Proposals, dict[str, Tensor]]:
         rpn = self.model.rpn
-        objectness, deltas = map(in_float32, rpn.head(list(features.maps.values())))
+        objectness, deltas = map(to_float32, rpn.head(list(features.maps.values())))
         per_level = [level[0].numel() for level in objectness]
         objectness, deltas = concat_box_prediction_layers(objectness, deltas)
         anchors = self.anchors(features)
         boxes = rpn.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
         kept, scores = rpn.filter_proposals(boxes, objectness, features.image_sizes, per_level)
         proposals = Proposals(boxes=kept, scores=scores)
-        if goal is None:
+        if ground_truth is None:
             return proposals, {}
-        return proposals, self._proposal_losses(objectness, deltas, anchors, goal, seeds)
+        return proposals, self._proposal_losses(objectness, deltas, anchors, ground_truth, seeds)
 
     def _proposal_losses(
-        self, objectness: Tensor, deltas: Tensor, anchors: list[Tensor], goal: list[dict[str, Tensor]], seeds: list[int]
+        self,
+        objectness: Tensor,
+        deltas: Tensor,
+        anchors: list[Tensor],
+        ground_truth: list[dict[str, Tensor]],
+        seeds: list[int],
     ) -> dict[str, Tensor]:
         rpn, pages = self.model.rpn, len(anchors)
-        labels, matched = (torch.stack(each) for each in rpn.assign_targets_to_anchors(anchors, goal))
+        labels, matched = (torch.stack(each) for each in rpn.assign_targets_to_anchors(anchors, ground_truth))
         sampled = rpn.fg_bg_sampler.sample(labels, seeds)
         counts = sampled.valid.sum(dim=1).clamp(min=1)
         logits = objectness.view(pages, -1).gather(1, sampled.indices)
         errors = binary_cross_entropy_with_logits(logits, sampled.positive.to(logits.dtype), reduction="none")
-        places = sampled.indices[..., None].expand(-1, -1, 4)
-        true, where = matched.gather(1, places).flatten(0, 1), torch.stack(anchors).gather(1, places).flatten(0, 1)
-        goals = rpn.box_coder.encode_single(true, where).view(places.shape)
-        offsets = deltas.view(pages, -1, 4).gather(1, places)
-        strays = smooth_l1_loss(offsets, goals, beta=RPN_BETA, reduction="none").sum(dim=-1)
+        index = sampled.indices[..., None].expand(-1, -1, 4)
+        boxes, own = matched.gather(1, index).flatten(0, 1), torch.stack(anchors).gather(1, index).flatten(0, 1)
+        expected = rpn.box_coder.encode_single(boxes, own).view(index.shape)
+        predicted = deltas.view(pages, -1, 4).gather(1, index)
+        box_errors = smooth_l1_loss(predicted, expected, beta=RPN_BETA, reduction="none").sum(dim=-1)
         return {
             "loss_objectness": errors.masked_fill(~sampled.valid, 0).sum(dim=1) / counts,
-            "loss_rpn_box": strays.masked_fill(~sampled.positive, 0).sum(dim=1) / counts,
+            "loss_rpn_box": box_errors.masked_fill(~sampled.positive, 0).sum(dim=1) / counts,
         }
 
     def _region_losses(
-        self, features: Features, proposals: list[Tensor], goal: list[dict[str, Tensor]], seeds: list[int]
+        self, features: Features, proposals: list[Tensor], ground_truth: list[dict[str, Tensor]], seeds: list[int]
     ) -> dict[str, Tensor]:
         heads = self.model.roi_heads
         heads.fg_bg_sampler.seeds = seeds
-        boxes, _, labels, regression = heads.select_training_samples(list(proposals), goal)
+        boxes, _, labels, regression = heads.select_training_samples(list(proposals), ground_truth)
         counts = [len(page) for page in boxes]
         logits, deltas = self._heads(self.pool(features, boxes))
         pages = zip(logits.split(counts), deltas.split(counts), labels, regression, strict=True)
@@ -138,7 +144,7 @@ def _build_model(backbone: PyramidBackbone, config: DetectorConfig, num_classes:
         rpn_post_nms_top_n_train=config.rpn_proposals,
         rpn_post_nms_top_n_test=config.rpn_proposals,
         rpn_nms_thresh=config.rpn_nms_iou,
-        box_roi_pool=MultiScaleRoIAlign(POOLED_LEVELS, side, sampling_ratio=2),  # replaced, but asked for
+        box_roi_pool=MultiScaleRoIAlign(POOLED_LEVELS, side, sampling_ratio=2),  # required, but replaced
         box_head=TwoMLPHead(backbone.out_channels * side**2, width),
         box_predictor=FastRCNNPredictor(width, num_classes + 1),
         box_score_thresh=config.score_threshold,

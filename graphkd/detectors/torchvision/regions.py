@@ -1,4 +1,4 @@
-"""Anchors and RoIAlign where torchvision's own differ from detectron2's: by rounding, and by half a pixel."""
+"""Anchors and RoIAlign that match detectron2's, which differ from torchvision's by rounding and by half a pixel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from graphkd.detectors.config import DetectorConfig
 
 
 class ExactAnchorGenerator(AnchorGenerator):
-    """Anchors of the size and ratio asked for, not rounded to whole px."""
+    """Anchors that are not rounded to integer px."""
 
     def generate_anchors(
         self,
@@ -29,12 +29,12 @@ class ExactAnchorGenerator(AnchorGenerator):
 
 
 class PyramidPool(nn.Module):
-    """RoIAlign on the level that a region's size names (Lin et al., CVPR 2017), pixels taken at their centres.
+    """RoIAlign at pixel centres, on the pyramid level given by a region's size (Lin et al., CVPR 2017).
 
     Args:
         levels: names of the pooled levels, of strides 4, 8, 16 and 32 px.
         side: P, of the pooled grid.
-        samples: points along each side of a cell; 0 for as many as it has pixels.
+        samples: points along each side of a cell; 0: one per pixel.
     """
 
     STRIDES = (4, 8, 16, 32)
@@ -66,13 +66,13 @@ class PyramidPool(nn.Module):
 
 
 def region_pool(config: DetectorConfig, levels: list[str]) -> nn.Module:
-    """What pools regions, as ``config`` has it."""
+    """RoI pooling of ``config``."""
     if config.roi_aligned:
         return PyramidPool(levels, config.pooled_side, config.roi_samples)
     return MultiScaleRoIAlign(levels, config.pooled_side, sampling_ratio=config.roi_samples or -1)
 
 
 def anchor_generator(config: DetectorConfig, sizes: tuple[tuple[float, ...], ...]) -> AnchorGenerator:
-    """Anchors of ``sizes`` of each level, px."""
+    """Anchor generator with ``sizes`` of each level, px."""
     kind = AnchorGenerator if config.anchors_rounded else ExactAnchorGenerator
     return kind(sizes, (config.aspect_ratios,) * len(sizes))

@@ -1,4 +1,4 @@
-"""torchvision's RetinaNet behind the detector interface: no region head, so it takes part through pooled features."""
+"""torchvision's RetinaNet behind the detector interface. It has no region head."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POOLED_LEVELS = ["0", "1", "2"]  # P3-P5
 
 
 class RetinaNetDetector(TorchvisionDetector):
-    """RetinaNet (Lin et al., ICCV 2017); its own detections, without their classes, serve as proposals."""
+    """RetinaNet (Lin et al., ICCV 2017). Its detections, without classes, serve as proposals."""
 
     def __init__(self, backbone: PyramidBackbone, config: DetectorConfig, num_classes: int) -> None:
         spec = DetectorSpec(
@@ -38,10 +38,10 @@ class RetinaNetDetector(TorchvisionDetector):
         self.proposal_nms_iou = config.rpn_nms_iou
 
     def propose_and_losses(self, features: Features, targets: Targets) -> tuple[Proposals, dict[str, Tensor]]:
-        """Proposals, and the focal and box losses, each [B] and normalised by the page's foreground anchors."""
+        """Return proposals and the focal and box losses, each [B] and normalised by the page's foreground anchors."""
         outputs, anchors = self._heads(features), self.anchors(features)
-        goal = torchvision_targets(targets, first_class=0)
-        losses = [self._page_losses(outputs, anchors, goal, page) for page in range(len(anchors))]
+        ground_truth = torchvision_targets(targets, first_class=0)
+        losses = [self._page_losses(outputs, anchors, ground_truth, page) for page in range(len(anchors))]
         by_name = {
             "loss_class": torch.stack([page["classification"] for page in losses]),
             "loss_box": torch.stack([page["bbox_regression"] for page in losses]),
@@ -49,7 +49,7 @@ class RetinaNetDetector(TorchvisionDetector):
         return self._proposals(outputs, anchors, features.image_sizes), by_name
 
     def propose(self, features: Features) -> Proposals:
-        """The boxes of the most confident anchors, best first."""
+        """Return boxes of the most confident anchors, best first."""
         return self._proposals(self._heads(features), self.anchors(features), features.image_sizes)
 
     def classify(self, pooled: Tensor) -> None:
@@ -57,7 +57,7 @@ class RetinaNetDetector(TorchvisionDetector):
         return
 
     def detect(self, features: Features) -> list[Detections]:
-        """Detections after per-class suppression, best first."""
+        """Return detections after NMS per class, best first."""
         outputs, anchors = self._heads(features), self.anchors(features)
         per_level = [level.shape[-2] * level.shape[-1] * self._anchors_per_cell() for level in features.maps.values()]
         by_level = {name: list(output.split(per_level, dim=1)) for name, output in outputs.items()}
@@ -73,10 +73,10 @@ class RetinaNetDetector(TorchvisionDetector):
         return self.model.anchor_generator.num_anchors_per_location()[0]
 
     def _page_losses(
-        self, outputs: dict[str, Tensor], anchors: list[Tensor], goal: list[dict[str, Tensor]], page: int
+        self, outputs: dict[str, Tensor], anchors: list[Tensor], ground_truth: list[dict[str, Tensor]], page: int
     ) -> dict[str, Tensor]:
         own = {name: output[page : page + 1] for name, output in outputs.items()}
-        return self.model.compute_loss([goal[page]], own, [anchors[page]])
+        return self.model.compute_loss([ground_truth[page]], own, [anchors[page]])
 
     @torch.no_grad()
     def _proposals(
@@ -104,7 +104,7 @@ class RetinaNetDetector(TorchvisionDetector):
 def _build_model(backbone: PyramidBackbone, config: DetectorConfig, num_classes: int) -> RetinaNet:
     octaves = tuple(
         tuple(size * 2 ** (step / 3) for step in range(3)) for size in config.anchor_sizes
-    )  # three scales an octave, as published
+    )  # three scales per octave, as published
     return RetinaNet(
         backbone,
         num_classes=num_classes,

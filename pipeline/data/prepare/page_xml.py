@@ -1,4 +1,4 @@
-"""Converting PAGE XML, as PRImA publishes its layouts (Pletschacher and Antonacopoulos, ICPR 2010), to COCO."""
+"""Converting PAGE XML, PRImA's layout format (Pletschacher and Antonacopoulos, ICPR 2010), to COCO."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ CATEGORY_IDS = {name: number for number, name in enumerate(CLASSES, start=1)}
 # The published results count charts and graphics as images (Layout-Parser's conversion of the dataset).
 CLASS_OF = {name: name for name in CLASSES} | {"ChartRegion": "ImageRegion", "GraphicRegion": "ImageRegion"}
 IMAGE_SUFFIXES = (".tif", ".tiff", ".jpg", ".png")
-MIN_POINTS = 3  # the schema's own least for a polygon that spans an area
+MIN_POINTS = 3  # minimum of a polygon with an area, as in the schema
 
 
 def convert_page_folder(xml_folder: Path, image_folder: Path, out: Path) -> dict[str, Any]:
-    """Convert every ``.xml`` of ``xml_folder`` to one COCO file at ``out``, written whole, and give its content.
+    """Convert every ``.xml`` file of ``xml_folder`` to one COCO file at ``out``, and return its content.
 
     The six classes are those of the published PRImA results, with ids 1 to 6 in the order of ``CLASSES``: charts and
-    graphics are images, every other kind of region is an OtherRegion. Nested regions count like any other. Boxes
-    [x, y, width, height] enclose the polygons, in image px. Ids follow the sorted names of the XML files. Regions of
-    fewer than three points are left out, and how many is logged.
+    graphics are images, all remaining kinds are OtherRegion. Nested regions are regions too. Boxes [x, y, width,
+    height] enclose the polygons, image px. Ids follow the sorted names of the XML files. Regions with fewer than three
+    points are skipped, and their number is logged.
 
     Args:
         xml_folder: PAGE XML files of any version, 2009 to 2024.
-        image_folder: their images, found by ``imageFilename``, else by the XML file's stem with or without ``pc-``,
-            whatever the case of the name.
-        out: COCO file to write, replaced where it exists.
+        image_folder: their images, found by ``imageFilename``, or by the XML file's stem with or without ``pc-``,
+            ignoring case.
+        out: COCO file, replaced atomically.
 
     Raises:
-        DataError: for an XML file that is missing, malformed, or declares a document type (which may hold entities),
-            for an image that is not there, and for a folder without XML files.
-        OutputError: where ``out`` cannot be written.
+        DataError: if the folder has no XML files, or one is malformed, declares a document type (which may define
+            entities), or lacks its image.
+        OutputError: if ``out`` cannot be written.
     """
     found = _files(image_folder)
     paths = [xml_folder / name for _, name in sorted(_files(xml_folder).items()) if name.lower().endswith(".xml")]
@@ -62,7 +62,7 @@ def convert_page_folder(xml_folder: Path, image_folder: Path, out: Path) -> dict
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Names of the files of ``folder`` by their lower-case form."""
+    """File names in ``folder`` by their lower-case form."""
     try:
         return {path.name.lower(): path.name for path in sorted(folder.iterdir()) if path.is_file()}
     except OSError as error:
@@ -70,7 +70,7 @@ def _files(folder: Path) -> dict[str, str]:
 
 
 class _NoDoctype(TreeBuilder):
-    """Builds the tree, but refuses document types: PAGE has none, and entities can expand without bound."""
+    """Tree builder that refuses document types: PAGE has none, and entities can expand without bound."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise ValueError(f"it declares a document type {name!r}, which PAGE XML never does")
@@ -80,15 +80,15 @@ def _page(path: Path) -> Element:
     try:
         root = ElementTree.parse(path, XMLParser(target=_NoDoctype())).getroot()
     except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
-        raise DataError(f"{path} cannot be read as PAGE XML ({error}); replace it or take it out") from error
+        raise DataError(f"{path} cannot be read as PAGE XML ({error}); replace or remove it") from error
     for element in root.iter():
         if _local_name(element) == "Page":
             return element
-    raise DataError(f"{path} has no Page element, so it is no PAGE XML; take it out of the folder")
+    raise DataError(f"{path} has no Page element, so it is no PAGE XML; remove it from the folder")
 
 
 def _local_name(element: Element) -> str:
-    # Each year's schema has its own namespace.
+    # Each version of the schema has its own namespace.
     return str(element.tag).rpartition("}")[2]
 
 
@@ -97,13 +97,13 @@ def _size(page: Element, path: Path) -> dict[str, int]:
     for key, attribute in (("width", "imageWidth"), ("height", "imageHeight")):
         text = page.get(attribute, "")
         if not re.fullmatch("[1-9][0-9]{0,8}", text):
-            raise DataError(f"{path}: Page has {attribute} {text!r}, which must be a size in px; mend it")
+            raise DataError(f"{path}: Page has {attribute} {text!r}, which must be a size in px; correct it")
         size[key] = int(text)
     return size
 
 
 def _image_name(page: Element, path: Path, found: Mapping[str, str], folder: Path) -> str:
-    # Only the last part of the name counts: some files carry a path of the machine they were made on.
+    # Without folders: some files contain the path on the machine that made them.
     named = page.get("imageFilename", "").replace("\\", "/").rpartition("/")[2]
     stems = (path.stem, path.stem.removeprefix("pc-"))
     candidates = [named, *(stem + suffix for stem in stems for suffix in IMAGE_SUFFIXES)]
@@ -125,25 +125,25 @@ def _regions(page: Element, path: Path) -> Iterator[tuple[int, list[float]]]:
             continue
         yield CATEGORY_IDS[CLASS_OF.get(name, "OtherRegion")], _box(points)
     if dropped:
-        logger.warning("%s: left out %d regions of fewer than %d points", path, dropped, MIN_POINTS)
+        logger.warning("%s: skipped %d regions with fewer than %d points", path, dropped, MIN_POINTS)
 
 
 def _points(region: Element, path: Path) -> list[tuple[float, float]]:
     coords = next((child for child in region if _local_name(child) == "Coords"), None)
     where = f"{path}: {_local_name(region)} {region.get('id', 'without id')}"
     if coords is None:
-        raise DataError(f"{where} has no Coords; mend the file or take it out")
+        raise DataError(f"{where} has no Coords; correct the file or remove it")
     try:
         points = [(float(x), float(y)) for x, y in _point_texts(coords)]
     except ValueError as error:
-        raise DataError(f"{where} has a point that is not two numbers ({error}); mend it") from error
+        raise DataError(f"{where} has a point that is not two numbers ({error}); correct it") from error
     if not all(math.isfinite(value) for point in points for value in point):
-        raise DataError(f"{where} has a point that is not finite; mend it")
+        raise DataError(f"{where} has a point that is not finite; correct it")
     return points
 
 
 def _point_texts(coords: Element) -> list[list[str]]:
-    """The points as text: ``points="x,y x,y"`` since 2013, ``<Point x= y=/>`` before."""
+    """Points as text: ``points="x,y x,y"`` since 2013, ``<Point x= y=/>`` before."""
     if "points" in coords.attrib:
         return [pair.split(",") for pair in coords.attrib["points"].split()]
     return [[point.get("x", ""), point.get("y", "")] for point in coords if _local_name(point) == "Point"]

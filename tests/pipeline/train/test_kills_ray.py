@@ -20,10 +20,10 @@ from pipeline.core.ray_session import ray_session
 from pipeline.runs.checkpoint import newest_checkpoint
 from pipeline.runs.ledger import read_ledger
 from pipeline.runs.start_history import read_start_history
-from pipeline.train.engines import ray as ray_engine
 from pipeline.train.run import train_run
 from tests.support.kill_runs import STEPS, Outcome, check, configured, outcome, same
-from tests.support.processes import die_at, end_all, processes_of, wait_for
+from tests.support.processes import end_all, processes_of, wait_for
+from tests.support.ray_workers import dying_worker
 
 pytestmark = [pytest.mark.kill, pytest.mark.ray]
 
@@ -74,31 +74,6 @@ def session() -> Iterator[None]:
         yield
 
 
-def dying_worker(given: dict[str, Any]) -> None:
-    """A training worker that is killed at a stage, once."""
-    import shutil
-
-    from pipeline.runs import checkpoint_writer
-    from pipeline.runs.metrics import Metrics
-
-    stage, call, after, once = given.pop("dies")
-    owner, function = {
-        "step": (torch.optim.AdamW, "step"),
-        "report": (Metrics, "_write"),
-        "temporary": (os, "replace"),
-        "hash": (checkpoint_writer, "sha256_file"),
-        "rename": (Path, "rename"),
-        "remove": (shutil, "rmtree"),
-    }[stage]
-    if not Path(once).exists():
-        Path(once).touch()
-        die_at(owner, function, call, after)
-    train_normally(given)
-
-
-train_normally = ray_engine._worker
-
-
 def dies(monkeypatch: pytest.MonkeyPatch, once: Path, stage: str, call: int, after: bool) -> None:
     """Have the next Ray worker die once."""
     from ray.train.torch import TorchTrainer
@@ -146,20 +121,11 @@ def command(config: RunConfig, folder: Path, pause: float = 0.3) -> list[str]:
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     code = (
         "import sys; from pipeline.train.engines import ray as ray_engine\n"
-        "from tests.pipeline.train import test_kills_ray\n"
-        f"ray_engine._worker = test_kills_ray.slow_worker; sys.argv = ['graphkd', 'train', {str(path)!r}]\n"
+        "from tests.support.ray_workers import slow_worker\n"
+        f"ray_engine._worker = slow_worker; sys.argv = ['graphkd', 'train', {str(path)!r}]\n"
         "from pipeline.cli.main import main; main()"
     )
     return [sys.executable, "-c", code]
-
-
-def slow_worker(given: dict[str, Any]) -> None:
-    """A training worker that pauses in every step."""
-    import time
-
-    step = torch.optim.AdamW.step
-    torch.optim.AdamW.step = lambda *a, **k: (time.sleep(0.3), step(*a, **k))[1]  # type: ignore[method-assign,assignment]
-    train_normally(given)
 
 
 def started(config: RunConfig, folder: Path) -> subprocess.Popen[bytes]:
