@@ -1,4 +1,4 @@
-"""How well each categoriser tells text from the rest on held-out pages: thresholds of the statistics, never refitted.
+"""Accuracy of each categoriser on held-out pages, with the thresholds of the statistics.
 
 python -m benchmarks.categories configs/quickstart/student-graphkd.yaml [key=value ...]
 """
@@ -25,7 +25,7 @@ from pipeline.teacher.statistics import labelled_nodes, read_statistics
 
 
 def ground_truth_nodes(config: RunConfig, dataset: PackedDataset) -> list[tuple[TeacherSignals, Tensor]]:
-    """The teacher's signals on every page of ``dataset``, and which nodes are ground truth, bool [B, N]."""
+    """Teacher signals on every page of ``dataset``, with masks of ground-truth nodes, bool [B, N]."""
     teacher = RunContext(config).teacher
     detector = teacher.load(dataset.num_classes, torch.device("cpu"))
     items = PageDataset(dataset, config.data.view, config.run.seed, EVALUATION_VIEW)
@@ -37,7 +37,7 @@ def ground_truth_nodes(config: RunConfig, dataset: PackedDataset) -> list[tuple[
 
 
 def accuracies(config: RunConfig) -> dict[str, float]:
-    """Balanced accuracy, 0 to 1, of each categoriser on the ground-truth nodes of ``data.val``; and their numbers."""
+    """Balanced accuracy, 0 to 1, of each categoriser on ground-truth nodes of ``data.val``, and numbers of nodes."""
     assert config.data.val is not None
     dataset = PackedDataset(config.data.val)
     statistics = read_statistics(config.cache_location, storage=config.data.storage)

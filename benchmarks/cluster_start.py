@@ -1,9 +1,10 @@
-"""From the start of a Slurm job to its first training step, beside ``ray start`` and ``graphkd train`` by hand.
+"""Time from the start of a Slurm job to its first training step, compared with ``ray start`` and ``graphkd train`` by
+hand.
 
     python -m benchmarks.cluster_start --out runs/benchmark-start
 
 As root, on a real Slurm of two nodes that is started on this machine (tests/support/slurm.py). Both arms train the
-quickstart's student on one node from the same pages, in turns; the job's start is the one that Slurm wrote down, to the
+quickstart's student on one node from the same pages, in turns; the job's start is Slurm's, with a resolution of one
 second. Ends with one JSON line.
 """
 
@@ -23,9 +24,9 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.common import finish, said_by
+from benchmarks.common import finish, run_command
 from benchmarks.training_runs import config_file
-from cluster.slurm.ray_node import UP
+from cluster.slurm.ray_node import STARTED
 from tests.support.processes import end_all
 from tests.support.slurm import SlurmHere, free_ports, missing
 
@@ -39,7 +40,7 @@ def config(out: Path, name: str) -> Path:
 
 
 def first_step(folder: Path, seconds: float = 180) -> float:
-    """Unix time at which the first step of a run was written down, as its metrics say."""
+    """Unix time of the first step of a run, from its metrics."""
     metrics, deadline = folder / "metrics.jsonl", time.monotonic() + seconds
     while not metrics.exists() or not metrics.read_text().endswith("\n"):
         if time.monotonic() > deadline:
@@ -52,30 +53,30 @@ def by_job(out: Path, slurm: SlurmHere, site: Path) -> float:
     """Seconds from the start of a job to its first step."""
     path = config(out, "job")
     words = [PYTHON, "-m", "pipeline", "submit", "slurm", str(path), "--site", str(site)]
-    job = said_by(words, env=slurm.environment).split()[1]
+    job = run_command(words, env=slurm.environment).split()[1]
     stepped = first_step(out / "job")
     while slurm.state(job) != "COMPLETED":
         time.sleep(0.5)
-    (when,) = re.findall(r"StartTime=(\S+)", slurm.said("scontrol", "show", "job", job))
+    (when,) = re.findall(r"StartTime=(\S+)", slurm.output("scontrol", "show", "job", job))
     return stepped - datetime.fromisoformat(when).timestamp()
 
 
 def by_hand(out: Path) -> float:
-    """Seconds from ``ray start`` to the first step of a training that is started once Ray says that it is up."""
+    """Seconds from ``ray start`` to the first step of a training that is started once Ray is up."""
     path, begin = config(out, "hand"), time.time()
     port, client, agent = free_ports(3)
     words = [PYTHON, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port", str(port), "--num-cpus", "4"]
     words += ["--node-ip-address", ADDRESS, "--include-dashboard=false", "--ray-client-server-port", str(client)]
     words += ["--dashboard-agent-listen-port", str(agent), "--object-store-memory", str(256 << 20)]
-    said = out / "ray.log"
-    # Ray asks for a token where ~/.ray has one, as any local Ray leaves it, but then only of those that expect it.
+    ray_log = out / "ray.log"
+    # A token in ~/.ray, which any local Ray creates, is required only of clients that expect one.
     environment = {**os.environ, "RAY_ADDRESS": f"{ADDRESS}:{port}", "RAY_AUTH_MODE": "disabled"}
-    with said.open("wb") as log:
+    with ray_log.open("wb") as log:
         ray = subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        while UP not in said.read_text(errors="replace"):
+        while STARTED not in ray_log.read_text(errors="replace"):
             time.sleep(0.1)
-        said_by([PYTHON, "-m", "pipeline", "train", str(path)], env=environment)
+        run_command([PYTHON, "-m", "pipeline", "train", str(path)], env=environment)
         return first_step(out / "hand") - begin
     finally:
         end_all(ray.pid)

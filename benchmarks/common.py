@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, and the one JSON line at the end."""
+"""Shared by the benchmarks: interleaved timing, and the JSON line at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 
 def interleaved(pairs: int, *works: Callable[[], object]) -> list[list[float]]:
-    """Seconds of each of ``works``, taken in turns ``pairs`` times after one untimed turn."""
+    """Seconds of each of ``works``, run alternately ``pairs`` times after one untimed run."""
     seconds: list[list[float]] = [[] for _ in works]
     for turn in range(pairs + 1):
         for work, own in zip(works, seconds, strict=True):
@@ -28,8 +28,8 @@ def interleaved(pairs: int, *works: Callable[[], object]) -> list[list[float]]:
     return seconds
 
 
-def said_by(command: Sequence[str], **where: Any) -> str:
-    """What a command prints, run with ``where`` of :func:`subprocess.run`; where it fails, all that it said ends us."""
+def run_command(command: Sequence[str], **where: Any) -> str:
+    """Run a command and return its output, or exit with it; ``where`` goes to :func:`subprocess.run`."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, **where)
     if done.returncode:
         raise SystemExit(f"{list(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
@@ -37,13 +37,13 @@ def said_by(command: Sequence[str], **where: Any) -> str:
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
-    """Median of the ratios pair by pair, with the smallest and the largest."""
+    """Median, lowest and highest of the ratios of each pair."""
     ratios = [one / other for one, other in zip(numerator, denominator, strict=True)]
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
 def machine() -> dict[str, Any]:
-    """Where the figures come from."""
+    """Description of the machine."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
         "device": device,

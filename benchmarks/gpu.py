@@ -1,12 +1,12 @@
-"""Training on one GPU: what half precision, memory format and compiling give, and a cached beside a live teacher.
+"""Training on one GPU: half precision, memory format and compilation, and cached compared with live teachers.
 
     python -m benchmarks.gpu --out runs/benchmark-gpu
     python -m benchmarks.gpu --out DIR --canvas 256 192 --pages 2 --pairs 2 --backbones resnet18 --teachers resnet50
 
-Students with the published widths on pages of the published canvas (1184 x 832 px), from random weights. Steps on one
-batch in memory, in turns, median of 7 with the smallest and the largest; busy is the share of a step, timed without the
-profiler, in which the profiler saw a kernel run. train is a whole training that decodes its pages. Needs about 5
-minutes. Every part writes DIR/PART.json as it ends; the last line is one JSON line.
+Students with the published widths on pages of the published canvas (1184 x 832 px), from random weights. Alternating
+steps on one batch in memory: median of 7, lowest and highest. busy is the share of an unprofiled step in which a kernel
+runs. train is a whole training that decodes its pages. Takes about 5 minutes. Every part writes DIR/PART.json; the last
+line is one JSON line.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 FASTEST = ARMS["bf16, channels last, compiled"]
 PROFILED = 3
-# The first whose word is in a kernel's name takes its time.
+# Kernels by words in their names; the first match counts.
 KERNELS = {
     "RoI align": ("roi_align",),
     "suppression": ("nms", "gather_keep"),
@@ -77,7 +77,7 @@ class Bench:
         return load_run_config(self.out, name, self.canvas, self.pages, **whole)
 
     def work(self, config: RunConfig) -> Callable[[], None]:
-        return step_work(config, self.dataset, self.batch, self.device, reads_ahead=True)
+        return step_work(config, self.dataset, self.batch, self.device, prefetches=True)
 
     def timed(self, works: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
         for work in works.values():  # compiling, choosing kernels
@@ -86,7 +86,7 @@ class Bench:
         return dict(zip(works, interleaved(self.pairs, *works.values()), strict=True))
 
     def figures(self, seconds: list[float], work: Callable[[], None]) -> dict[str, Any]:
-        """Pages a second, what the GPU did meanwhile, and the most memory of a step."""
+        """Pages per second, shares of kernels, and peak memory of a step."""
         step = statistics.median(seconds)
         figures: dict[str, Any] = {"pages_per_s": self.pages / step, "step_ms": 1000 * step}
         if self.device.type == "cuda":
@@ -99,7 +99,7 @@ class Bench:
 
 
 def kernel_seconds(work: Callable[[], None]) -> dict[str, float]:
-    """Seconds a step of kernels by kind, longest first; they run one after another, on one stream."""
+    """Seconds of kernels per step by kind, longest first; they run on one stream."""
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         for _ in range(PROFILED):
             work()
@@ -113,7 +113,7 @@ def kernel_seconds(work: Callable[[], None]) -> dict[str, float]:
 
 
 def compute(bench: Bench, backbone: str) -> dict[str, Any]:
-    """A student alone, computed in ever more ways."""
+    """A student alone, with each way of computing."""
     works = {name: bench.work(bench.config("alone", backbone, changes)) for name, changes in ARMS.items()}
     seconds = bench.timed(works)
     return {
@@ -123,12 +123,12 @@ def compute(bench: Bench, backbone: str) -> dict[str, Any]:
 
 
 def teachers(bench: Bench, backbones: list[str]) -> dict[str, Any]:
-    """A ResNet-18 student alone, with a teacher's cache, which costs the same for all, and with each teacher live."""
+    """A ResNet-18 student alone, with a cached teacher (the same cost for all), and with each live teacher."""
     configs = {"alone": bench.config("alone", "resnet18", FASTEST)}
     for backbone in backbones:
         name = f"teacher-{backbone}"
         train_run(RunContext(bench.config(name, backbone, {})))
-        nodes = {"count": 64, "min_score": 0.0, "nms_iou": 1.0}  # an untrained teacher: take all it proposes
+        nodes = {"count": 64, "min_score": 0.0, "nms_iou": 1.0}  # an untrained teacher: keep all proposals
         teacher = {"run": str(bench.out / name), "nodes": nodes, "statistics_pages": bench.pages}
         teacher |= {"cache": str(bench.out / f"cache-{backbone}"), "signals": "live"}
         live = bench.config("live", "resnet18", FASTEST, teacher=teacher, method={"name": "graphkd"})

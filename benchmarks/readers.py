@@ -2,8 +2,8 @@
 
     python -m benchmarks.readers NAME FOLDER --workers N --batch B
 
-All decode and lay out pages by the same function, and give batches of the same tensors. What is timed begins with a
-batch after the workers' start and ends with the last one. Libraries other than ours and webdataset are installed into
+All decode and render pages with the same function, and return the same tensors. Timing starts after the workers have
+started and ends with the last batch. Libraries other than ours and webdataset are installed into
 environments of their own, from which this file is run.
 """
 
@@ -31,8 +31,8 @@ SKIPPED = 12  # batches before the clock starts: workers start and fill their qu
 Page = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def laid_out(content: bytes, annotation: dict[str, Any]) -> Page:
-    """What every reader does with a page."""
+def render_page(content: bytes, annotation: dict[str, Any]) -> Page:
+    """Decode and render a page."""
     image = Image.open(io.BytesIO(content))
     placed = compute_transform(*image.size, VIEW, CANVAS)
     pixels = render(decode_image(image, VIEW, placed), placed, VIEW, CANVAS)
@@ -74,7 +74,7 @@ def webdataset(folder: Path, workers: int, batch: int) -> Iterator[Any]:
     pipeline = (
         wds.WebDataset(shards * EPOCHS, shardshuffle=len(shards), workersplitter=wds.split_by_worker)
         .shuffle(256)
-        .map(lambda sample: laid_out(sample["jpg"], json.loads(sample["json"])))
+        .map(lambda sample: render_page(sample["jpg"], json.loads(sample["json"])))
         .batched(batch, collation_fn=stacked)
     )
     return iter(wds.WebLoader(pipeline, batch_size=None, num_workers=workers, prefetch_factor=4))
@@ -88,7 +88,7 @@ def mosaicml(folder: Path, workers: int, batch: int) -> Iterator[Any]:
     class Pages(StreamingDataset):
         def __getitem__(self, index: int) -> Page:
             sample = super().__getitem__(index)
-            return laid_out(sample["jpg"], sample["json"])
+            return render_page(sample["jpg"], sample["json"])
 
     dataset = Pages(local=str(folder / "mds"), shuffle=True, batch_size=batch)
     loader = DataLoader(dataset, batch, num_workers=workers, collate_fn=stacked, prefetch_factor=4)
@@ -102,7 +102,7 @@ def litdata(folder: Path, workers: int, batch: int) -> Iterator[Any]:
     class Pages(StreamingDataset):
         def __getitem__(self, index: Any) -> Page:
             content, annotation = super().__getitem__(index)
-            return laid_out(bytes(content), json.loads(bytes(annotation)))
+            return render_page(bytes(content), json.loads(bytes(annotation)))
 
     dataset = Pages(str(folder / "litdata"), shuffle=True)
     loader = StreamingDataLoader(dataset, batch_size=batch, num_workers=workers, collate_fn=stacked, prefetch_factor=4)

@@ -1,5 +1,5 @@
-"""What it costs to find one's place: time to the first batch of a dataset of very many shards, cold and resumed, and
-the order of samples for very many samples and ranks.
+"""Time to the first batch of a dataset with very many shards, cold and resumed, and of computing the order of samples
+for very many samples and ranks.
 
     python -m benchmarks.start_cost --out runs/start
 
@@ -18,10 +18,10 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.common import finish, ratio, said_by
+from benchmarks.common import finish, ratio, run_command
 
 BATCH = 8
-LINKS = 50_000  # names that one file may have
+LINKS = 50_000  # hard links that one file may have
 
 
 def make_shards(out: Path, count: int) -> Path:
@@ -75,7 +75,7 @@ def first_batch(folder: Path, step: int, workers: int) -> dict[str, float]:
 
 
 def order_cost(samples: int, ranks: int) -> float:
-    """Seconds to lay out an epoch of ``samples`` in shards of 256 and give each of ``ranks`` its part of one batch."""
+    """Seconds to compute an epoch's order of ``samples`` in shards of 256, and each rank's part of one batch."""
     from pipeline.data.loading.order import CanonicalOrder, batch_positions
 
     begin = time.perf_counter()
@@ -87,7 +87,7 @@ def order_cost(samples: int, ranks: int) -> float:
 
 def in_own_process(*arguments: str) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.start_cost", "--child", *arguments]
-    return dict(json.loads(said_by(command).strip().splitlines()[-1]))
+    return dict(json.loads(run_command(command).strip().splitlines()[-1]))
 
 
 def main() -> None:

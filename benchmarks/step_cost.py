@@ -1,4 +1,4 @@
-"""What distilling costs beside training the student alone: the graph and its losses, and the whole step.
+"""Cost of distillation relative to training the student alone: graph and losses, and the whole step.
 
     python -m benchmarks.step_cost
     python -m benchmarks.step_cost --canvas 1184 832 --pages 2
@@ -97,15 +97,15 @@ def load_run_config(folder: Path, name: str, canvas: list[int], pages: int, **ch
 
 
 def step_work(
-    config: RunConfig, dataset: PackedDataset, batch: PageBatch, device: torch.device, *, reads_ahead: bool = False
+    config: RunConfig, dataset: PackedDataset, batch: PageBatch, device: torch.device, *, prefetches: bool = False
 ) -> Callable[[], None]:
-    """One training step on ``batch``: what the teacher says, forward, backward, update, computed as the config says.
+    """One training step on ``batch``: teacher signals, forward, backward and update, with the compute settings.
 
-    What the cache holds is read anew every time: in the step, or if ``reads_ahead`` while the steps before it run.
+    A cache is read every time: in the step, or with ``prefetches`` during earlier steps.
     """
     module = apply_precision_and_compile(build_training_step(RunContext(config), device).train(), config.compute)
     source = signal_source(RunContext(config), device)
-    read: Iterator[tuple[PageBatch, Any]] = source.prefetch(repeat(batch)) if reads_ahead else repeat((batch, None))
+    read: Iterator[tuple[PageBatch, Any]] = source.prefetch(repeat(batch)) if prefetches else repeat((batch, None))
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-6)
 
     def work() -> None:
@@ -120,13 +120,13 @@ def step_work(
 
 
 def steps(folder: Path, canvas: list[int], pages: int, device: torch.device, live: bool) -> list[Callable[[], None]]:
-    """The student's step alone, with GraphKD from a cache, and if ``live`` with a live teacher of ResNet-50."""
+    """The student's step alone, with GraphKD from a cache, and if ``live`` with a live ResNet-50 teacher."""
     write_pages(folder / "pages", count=pages, seed=0, width=canvas[1], height=canvas[0])
     pack(folder / "pages" / "annotations.json", folder / "pages" / "images", folder / "data")
     dataset = PackedDataset(folder / "data")
     big = {"backbone": "resnet50", "norm": "frozen", "anchor_sizes": [12, 24, 48, 96, 160]}
     train_run(RunContext(load_run_config(folder, "teacher", canvas, pages, detector=big)))
-    nodes = {"count": 64, "min_score": 0.0, "nms_iou": 1.0}  # an untrained teacher: take all it proposes
+    nodes = {"count": 64, "min_score": 0.0, "nms_iou": 1.0}  # an untrained teacher: keep all proposals
     teacher = {"run": str(folder / "teacher"), "nodes": nodes, "statistics_pages": pages}
     method = {"name": "graphkd"}
     cached = load_run_config(folder, "cached", canvas, pages, method=method, teacher=teacher)

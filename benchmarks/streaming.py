@@ -1,4 +1,4 @@
-"""Pages a second of our loader beside webdataset, mosaicml-streaming, litdata and a bare loop, in interleaved rounds.
+"""Pages per second of the loader, webdataset, mosaicml-streaming, litdata and a bare loop, in interleaved rounds.
 
     python -m benchmarks.streaming --out runs/streaming
     python -m benchmarks.streaming --out runs/streaming --mosaicml PYTHON --litdata PYTHON
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.common import finish, ratio, said_by
+from benchmarks.common import finish, ratio, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 800, 1100
@@ -52,7 +52,7 @@ def reader(python: str, *arguments: str) -> str:
     """Run ``benchmarks.readers`` under an interpreter and give the last line it prints."""
     command = [python, "-W", "ignore", "-m", "benchmarks.readers", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return (said_by(command, cwd=ROOT, env=environment).strip().splitlines() or [""])[-1]
+    return (run_command(command, cwd=ROOT, env=environment).strip().splitlines() or [""])[-1]
 
 
 def measure(out: Path, pythons: dict[str, str], rounds: int) -> dict[tuple[str, int], list[float]]:

@@ -4,8 +4,8 @@
     python -m benchmarks.study --out runs/study --table long          # four times as long
     python -m benchmarks.study --out runs/study --table polish-gov --data data/polish-gov
 
-Teacher and cache are made once; finished students are appended to OUT/results.jsonl, and started again the study goes
-on with those that are missing. All variants of a table share pages, views, teacher, schedule and seeds. Ends with one
+Teacher and cache are built once; finished students are appended to OUT/results.jsonl, and a restarted study continues
+with the missing ones. All variants of a table share pages, views, teacher, schedule and seeds. Ends with one
 JSON line. ``--try NAME:key=value,key=value`` adds a variant.
 """
 
@@ -63,7 +63,7 @@ ABLATIONS: dict[str, list[str]] = {
         "method.graph.categorizer=none",
         "method.weights.node=6",
     ],
-    # With a live teacher, so that no second cache is needed; from a cache the losses are the same.
+    # Live, so that no second cache is needed; the losses are the same from a cache.
     "graphkd, descriptors": [GRAPHKD, LIVE, "teacher.store=descriptors"],
     "graphkd, text by numbers": [GRAPHKD, "method.weights.text_floor=0"],
     "graphkd, few nodes": [
@@ -96,7 +96,7 @@ LAYOUT = {
     "synthetic": [],
     "polish-gov": ["data.view.canvas=[320, 224]", "detector.anchor_sizes=[16, 32, 64, 128, 256]"],
 }
-# One view of every page for all students: what a cache of one view holds, so that no method sees more than another.
+# One view of every page for all students, as in a cache of one view, so that no method sees more than others.
 ONE_VIEW = {"synthetic": "data.view.shortest_edge=[192, 192]", "polish-gov": "data.view.shortest_edge=[224, 224]"}
 TEACHERS = {
     "synthetic": ["schedule.steps=1000", "schedule.lr=2.0e-3"],
@@ -156,7 +156,7 @@ def make_synthetic(out: Path) -> Path:
 
 
 def shared(out: Path, data: Path, pages: str, folder: Path, start: Path | None) -> list[str]:
-    """What every run on these pages has in common."""
+    """Overrides of every run on these pages."""
     engine = ["engine.name=local", "run.checkpoint_every=100000", "run.log_every=50"]
     where = [f"data.train={data / 'train'}", f"data.val={data / 'val'}", f"run.folder={folder}"]
     init = [] if start is None else [f"run.init={start}"]
@@ -186,7 +186,7 @@ def teacher_folder(out: Path, pages: str) -> Path:
 
 
 def planned(out: Path, data: Path, name: str, variants: dict[str, list[str]], seeds: list[int]) -> list[Run]:
-    """Every run of a table, seed by seed; students on real pages start from one trained alone on synthetic pages."""
+    """Runs of a table, seed by seed; students on real pages start from one trained alone on synthetic pages."""
     table = TABLES[name]
     start = None if table.pages == "synthetic" else out / "runs" / "synthetic" / "short" / "none-0"
     teacher = f"teacher.run={teacher_folder(out, table.pages)}"
@@ -206,7 +206,7 @@ def finished(path: Path) -> list[dict[str, Any]]:
 
 
 def run_all(runs: list[Run], results: Path, jobs: int) -> None:
-    """Train what is missing from ``results``, ``jobs`` students at a time."""
+    """Train the students missing from ``results``, ``jobs`` at a time."""
     done = {(row["table"], row["variant"], row["seed"]): tuple(row["overrides"]) for row in finished(results)}
     for run in runs:
         if done.get(run.key, run.overrides) != run.overrides:

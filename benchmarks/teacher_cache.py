@@ -1,4 +1,4 @@
-"""What a teacher cache costs to build and to read, and when it has paid for itself.
+"""Cost of building and reading a teacher cache, and when it pays off.
 
     python -m benchmarks.teacher_cache build --canvas 256 192 --pages 32
     python -m benchmarks.teacher_cache read --pages 512
@@ -7,8 +7,9 @@
 
 build: the builder, which decodes, encodes, hashes, writes and syncs, over the bare teacher on batches in memory. read:
 rows of the cache in random order, put together into batches, over a numpy memmap of the same feature bytes. growth:
-seconds and bytes a page for ever more pages. project: seconds of a whole training with a live and a cached teacher.
-Ratios within one run, median of 7 interleaved pairs with the smallest and the largest. Ends with one JSON line.
+seconds and bytes per page for increasing numbers of pages. project: seconds of a whole training with a live and a
+cached teacher. Ratios within one run, median of 7 interleaved pairs with the smallest and the largest. Ends with one
+JSON line.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ from pipeline.train.run import train_run
 from pipeline.train.signal_source import open_cache
 
 NODES, CHANNELS, SIDE, BATCH = 64, 256, 7, 8
-ALL_NODES = {"count": NODES, "min_score": 0.0, "nms_iou": 1.0}  # an untrained teacher: take all it proposes
+ALL_NODES = {"count": NODES, "min_score": 0.0, "nms_iou": 1.0}  # an untrained teacher: keep all proposals
 RESNET50 = {"backbone": "resnet50", "norm": "frozen", "anchor_sizes": [12, 24, 48, 96, 160]}
 SMALL = {"backbone": "resnet18", "norm": "frozen", "anchor_sizes": [8, 16, 32, 64, 128]}
 STUDENTS = (1, 2, 5)
 
 
 def prepared(folder: Path, canvas: list[int], pages: int, teacher: dict[str, Any], shard: int = 256) -> None:
-    """Pages and an untrained teacher; both are there already in later calls."""
+    """Pages and an untrained teacher, unless they exist."""
     if not (folder / "data").exists():
         write_pages(folder / "pages", count=pages, seed=0, width=canvas[1], height=canvas[0])
         images = folder / "pages" / "images"
@@ -121,8 +122,8 @@ def reading(folder: Path, pages: int, pairs: int, device: torch.device) -> dict[
         batches = [collate(items.__getitems__([SampleRef(0, sample) for sample in group])) for group in groups]
         path = folder / f"plain-{precision}.bin"
         plain = memmap_work(path, precision, groups)
-        ours, prefetch, theirs = interleaved(pairs, cache_work(cached, batches), ahead_work(cached, batches), plain)
-        del cached, plain  # what is mapped stays in memory
+        ours, prefetch, theirs = interleaved(pairs, cache_work(cached, batches), prefetch_work(cached, batches), plain)
+        del cached, plain  # mapped files stay in memory
         figures[f"first epoch of {precision} from the disk, every row checked"] = first_epoch(
             config, batches, path, precision
         )
@@ -141,7 +142,7 @@ def cache_work(cached: CachedTeacher, batches: list[Any]) -> Callable[[], None]:
     return work
 
 
-def ahead_work(cached: CachedTeacher, batches: list[Any]) -> Callable[[], None]:
+def prefetch_work(cached: CachedTeacher, batches: list[Any]) -> Callable[[], None]:
     def work() -> None:
         for _ in cached.prefetch(batches):
             pass
@@ -150,7 +151,7 @@ def ahead_work(cached: CachedTeacher, batches: list[Any]) -> Callable[[], None]:
 
 
 def memmap_work(path: Path, precision: Precision, groups: list[list[int]]) -> Callable[[], None]:
-    """As many bytes of features in a plain file, gathered page by page into batches."""
+    """The same bytes of features in a plain file, gathered page by page into batches."""
     kind = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}[precision]
     shape = (sum(map(len, groups)), NODES, CHANNELS, SIDE, SIDE)
     if not path.exists():
@@ -167,12 +168,12 @@ def memmap_work(path: Path, precision: Precision, groups: list[list[int]]) -> Ca
 
 
 def first_epoch(config: RunConfig, batches: list[Any], plain: Path, precision: Precision) -> dict[str, float]:
-    """The plain file's seconds over those of a cache opened anew, whose rows are all hashed; both from the disk."""
+    """Seconds of a plain file relative to a newly opened cache whose rows are all hashed, both from disk."""
     groups = [batch.samples.tolist() for batch in batches]
     seconds: list[list[float]] = [[], []]
     for _ in range(7):
         for own, files, work in (
-            (seconds[0], list(config.cache_folder.glob("*.arrow")), lambda: ahead_work(opened(config), batches)()),
+            (seconds[0], list(config.cache_folder.glob("*.arrow")), lambda: prefetch_work(opened(config), batches)()),
             (seconds[1], [plain], lambda: memmap_work(plain, precision, groups)()),
         ):
             forget(files)
@@ -191,7 +192,7 @@ def forget(files: list[Path]) -> None:
 
 
 def growth(counts: list[int], device: torch.device) -> dict[str, Any]:
-    """Seconds and bytes a page, building and reading, for ever more pages; features of 16 channels."""
+    """Seconds and bytes per page, building and reading, for increasing numbers of pages; 16 channels."""
     figures: dict[str, Any] = {}
     small = {**SMALL, "fpn_channels": 16, "head_width": 32, "rpn_proposals": 64, "rpn_proposals_before_nms": 64}
     for count in counts:

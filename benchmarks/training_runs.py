@@ -1,4 +1,4 @@
-"""What surrounds the training step: engines, workers, waiting for data, checkpoints, and starting again after a kill.
+"""Everything around the training step: engines, workers, waiting for data, checkpoints, and recovery from a kill.
 
     python -m benchmarks.training_runs engines      # Ray's workers beside torchrun's; two workers beside one
     python -m benchmarks.training_runs checkpoints  # what saving costs
@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.common import finish, ratio, said_by
+from benchmarks.common import finish, ratio, run_command
 
 PAGES = 96
 LOG_EVERY = 10
@@ -41,7 +41,7 @@ def make_pages(out: Path) -> Path:
 
 
 def config_file(out: Path, name: str, steps: int, engine: dict[str, Any], **run: Any) -> Path:
-    """The quickstart's student, in a folder of its own."""
+    """The quickstart's student, in its own folder."""
     from pipeline.config import load_config
     from pipeline.quickstart import CONFIGS
 
@@ -68,11 +68,11 @@ def train(path: Path, ranks: int = 1, threads: int = 1) -> None:
     script.write_text("from pipeline.cli.main import main\nmain()\n")
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.getcwd()}
     command = [sys.executable, *launch, str(script), "train", str(path)]
-    said_by(command, env=environment)
+    run_command(command, env=environment)
 
 
 def logged(out: Path, name: str) -> list[dict[str, Any]]:
-    """Lines of a run after its first, which holds whatever is done once."""
+    """Lines of a run after the first, which includes one-time costs."""
     from pipeline.runs.metrics import read_metrics
 
     return read_metrics(out / name)[1:]
@@ -129,7 +129,7 @@ def checkpoints(out: Path, pairs: int, steps: int) -> dict[str, Any]:
 
 
 def marking_worker(given: dict[str, Any]) -> None:
-    """A Ray training worker that writes down when it begins, and the first time is killed in a step."""
+    """A Ray training worker that records when it starts, and is killed in a step the first time."""
     import torch
 
     from pipeline.train.engines import ray as ray_engine
@@ -158,7 +158,7 @@ def marking_worker(given: dict[str, Any]) -> None:
 
 
 def recovery(out: Path, pairs: int, steps: int) -> dict[str, Any]:
-    """Seconds from the kill to Ray's next worker, to a training that has taken on its checkpoint, to its first step."""
+    """Seconds from the kill to Ray's next worker, to the loaded checkpoint, and to the first step."""
     parts: dict[str, list[float]] = {
         "ray starts another": [],
         "checkpoint is loaded": [],
@@ -180,7 +180,7 @@ def recovery(out: Path, pairs: int, steps: int) -> dict[str, Any]:
             f"train_loop_config={{**train_loop_config, 'marks': {str(marks / 'times')!r}}}, **rest)\n"
             f"sys.argv = ['graphkd', 'train', {str(path)!r}]; from pipeline.cli.main import main; main()"
         )
-        said_by([sys.executable, "-c", code])
+        run_command([sys.executable, "-c", code])
         times = [line.split() for line in (marks / "times").read_text().splitlines()]
         last = dict((what, float(when)) for what, when in times)
         killed, begins, stepped = last["killed"], last["begins"], last["stepped"]

@@ -72,8 +72,8 @@ class DetectorConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _default_of_the_framework(cls, given: Any) -> Any:
-        exact = isinstance(given, dict) and given.get("framework") == "detectron2"
-        return {"anchors_rounded": False, **given} if exact else given
+        is_detectron2 = isinstance(given, dict) and given.get("framework") == "detectron2"
+        return {"anchors_rounded": False, **given} if is_detectron2 else given
 
     @model_validator(mode="after")
     def _check_levels(self) -> DetectorConfig:

@@ -25,7 +25,7 @@ from pipeline.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
 SCALARS = (str, int, float, bool, type(None))
-KEYED_BY_DATA = ("per_class", "files", "indexes")
+KEYS_FROM_DATA = ("per_class", "files", "indexes")
 """Keys whose content has names of classes or files as keys."""
 OTHERS_OF_A_KIND = re.compile(r"shard-00000[^0]|checkpoints/step-00000006")
 
@@ -116,7 +116,7 @@ def shape(value: Any) -> Any:
     if isinstance(value, dict):
         if any(isinstance(key, int) for key in value):
             return {"int": shape(list(value.values()))}
-        return {key: "..." if key in KEYED_BY_DATA else shape(inner) for key, inner in value.items()}
+        return {key: "..." if key in KEYS_FROM_DATA else shape(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         shapes = [shape(entry) for entry in value]
         if shapes and all(isinstance(entry, dict) for entry in shapes):

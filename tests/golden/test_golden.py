@@ -66,7 +66,7 @@ def test_identities_of_stored_files(stored: Path) -> None:
     assert record.identities() == expected("identities")
 
 
-def test_stored_dataset_and_cache_are_whole(stored: Path) -> None:
+def test_stored_dataset_and_cache_are_complete(stored: Path) -> None:
     runs.command("data", "verify", "data", "--workers", "1")
     runs.command("cache", "verify", "runs/student/config.yaml", "--pages", "0", "--workers", "1")
     runs.command("cache", "build", "runs/student/config.yaml")  # finds it finished

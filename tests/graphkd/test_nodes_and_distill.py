@@ -58,7 +58,7 @@ def signals_of(batch: PageBatch, architecture: str = "faster_rcnn") -> TeacherSi
 
 
 @pytest.mark.parametrize("architecture", ["faster_rcnn", "retinanet"])
-def test_ground_truth_comes_first_and_whole(batch: PageBatch, architecture: str) -> None:
+def test_ground_truth_comes_first_and_complete(batch: PageBatch, architecture: str) -> None:
     signals = signals_of(batch, architecture)
     assert torch.equal(signals.boxes[0, :3], batch.boxes)
     assert torch.equal(signals.classes[0, :3], batch.classes)
@@ -147,16 +147,16 @@ def test_methods_differ_in_their_terms_only(batch: PageBatch, method: str, chann
 
 
 @pytest.mark.parametrize("method", ["dsig", "graphkd"])
-def test_nodes_of_the_students_choice_are_its_own_proposals(batch: PageBatch, method: str) -> None:
+def test_student_nodes_are_its_proposals(batch: PageBatch, method: str) -> None:
     policy = NodePolicy(count=COUNT, min_score=0.0, nms_iou=1.0)
     teacher, student = detector().eval(), detector(seed=7)
     statistics = fitted(live_signals(teacher, batch, policy))
-    said = teacher_pass(teacher, batch, policy, maps=True)
-    terms = TrainingStep(student, MethodConfig(name=method, nodes="student"), statistics)(batch, said)
+    teacher_output = teacher_pass(teacher, batch, policy, maps=True)
+    terms = TrainingStep(student, MethodConfig(name=method, nodes="student"), statistics)(batch, teacher_output)
     assert {"kd_node", "kd_edge"} <= set(terms)
     features = student.features(batch.images, batch.image_sizes())
     proposals, _ = student.propose_and_losses(features, batch.targets())
-    chosen = said.signals(proposals, batch.targets())
+    chosen = teacher_output.signals(proposals, batch.targets())
     own = proposals.boxes[1].detach()
     assert all((own == box).all(dim=1).any() for box in chosen.boxes[1][chosen.valid[1]])
     fixed = live_signals(teacher, batch, policy)
@@ -175,7 +175,7 @@ def test_a_student_inherits_all_that_reads_the_pyramid(batch: PageBatch) -> None
     assert not any("body" in name or "inner_blocks" in name for name in taken)
 
 
-def test_inheriting_from_another_width_is_left_out_or_refused_naming_both() -> None:
+def test_inheriting_from_another_width_is_skipped_or_refused_naming_both() -> None:
     assert inherit(detector(channels=16), detector(channels=24), MethodConfig(name="graphkd")) == []
     with pytest.raises(ConfigError, match=r"is \(.*24.*\) in the teacher and \(.*16.*\) in the student"):
         inherit(detector(channels=16), detector(channels=24), MethodConfig(name="graphkd", inherit=True))

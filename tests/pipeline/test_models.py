@@ -41,7 +41,7 @@ def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
         detector_of(config(tmp_path, tmp_path / "r18.safetensors", "mobilenetv3_small_100"))
 
 
-def test_first_weights_are_keyed_by_the_seed(tmp_path: Path) -> None:
+def test_initial_weights_depend_on_the_seed(tmp_path: Path) -> None:
     plain = resolve(small_run(tmp_path, tmp_path, "run"), "test")
     other = resolve(small_run(tmp_path, tmp_path, "run", run={"seed": 1}), "test")
     first, again, second = (detector_of(each).state_dict() for each in (plain, plain, other))

@@ -85,7 +85,7 @@ def spawn_ranks(command: list[str], ranks: int) -> list[subprocess.Popen[bytes]]
 
 
 def output_of(processes: list[subprocess.Popen[bytes]]) -> str:
-    """What they said, once none that they started is left: loader workers must not outlive their rank."""
+    """Their output, once all processes that they started have ended: loader workers must not outlive their rank."""
     deadline = time.monotonic() + 20
     for process in processes:
         while group_lives(process.pid):

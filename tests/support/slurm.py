@@ -120,7 +120,7 @@ class SlurmHere:
 
     def rest(self) -> None:
         """Wait until both nodes are there and idle."""
-        self._until(lambda: self.said("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split() == ["idle"] * 2, "nodes")
+        self._until(lambda: self.output("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split() == ["idle"] * 2, "nodes")
 
     def start_node(self, node: str) -> None:
         """Start a node's slurmd under its own host name."""
@@ -137,14 +137,14 @@ class SlurmHere:
     def stop(self) -> None:
         self.quietly("scancel", "--state=PENDING", "--user=root")
         self.quietly("scancel", "--state=RUNNING", "--user=root")
-        self._until(lambda: not self.said("squeue", "-h").strip(), "the end of jobs", fail=False)
+        self._until(lambda: not self.output("squeue", "-h").strip(), "the end of jobs", fail=False)
         for name in (*(f"slurmd.{node}" for node in NODES), "slurmctld", "munge"):
             with suppress(OSError, ValueError):
                 pid = int((self.folder / f"{name}.pid").read_text())
                 os.kill(pid, signal.SIGTERM)
                 self._until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), name, fail=False)  # type: ignore[misc]
 
-    def said(self, *command: str) -> str:
+    def output(self, *command: str) -> str:
         """What a command of Slurm prints."""
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False).stdout
 
@@ -155,7 +155,7 @@ class SlurmHere:
 
     def state(self, job: str) -> str:
         """State of a job."""
-        return self.said("squeue", "-h", "--states=all", "-o", "%T", "-j", job).strip()
+        return self.output("squeue", "-h", "--states=all", "-o", "%T", "-j", job).strip()
 
     def _run(self, command: list[str]) -> None:
         subprocess.run(command, env=self.environment, check=True, capture_output=True)

@@ -110,9 +110,7 @@ def test_a_job_that_fails_is_a_failure_here_too(cluster: str, dataset_folder: Pa
     assert done.returncode == 1 and "detector.backbone 'resnet1800' cannot be built" in done.stdout, done.stdout
 
 
-def test_a_stopped_job_saves_and_goes_on_when_it_is_submitted_again(
-    cluster: str, dataset_folder: Path, tmp_path: Path
-) -> None:
+def test_a_stopped_job_saves_and_resumes_when_resubmitted(cluster: str, dataset_folder: Path, tmp_path: Path) -> None:
     config, path = configured(tmp_path, dataset_folder, "stopped", 200)
     assert submit(cluster, path, "--no-wait").returncode == 0
     wait_for(lambda: len(read_ledger(config.folder)) > 12, "the twelfth step", 120)
@@ -150,7 +148,7 @@ def test_plain_ray_job_submit_does_the_same(cluster: str, dataset_folder: Path, 
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_when_it_is_submitted_again_after_its_driver_and_its_head_were_killed(
+def test_a_run_resumes_when_resubmitted_after_its_driver_and_head_were_killed(
     dataset_folder: Path, tmp_path: Path
 ) -> None:
     config, path = configured(tmp_path, dataset_folder, "lost", 120)

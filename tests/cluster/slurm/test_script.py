@@ -30,13 +30,13 @@ def directives(text: str) -> dict[str, str]:
     return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
 
-def task_words(text: str) -> list[str]:
+def task_command(text: str) -> list[str]:
     """The words of the line that starts the tasks, as the shell takes them."""
     body = text.split("export SUBMITIT_EXECUTOR=slurm\n")[1].split("\n\n# teardown")[0]
     return shlex.split(body)
 
 
-def test_the_script_asks_for_what_the_site_says() -> None:
+def test_the_script_requests_what_the_site_describes() -> None:
     where = site(partition="gpu", account="a-b", qos="low", gpus_per_node=8, mem_gb=1.5, time_minutes=90)
     text = sbatch_script(training_job(STUDENT, [], where, nodes="2-4"))
     found = directives(text)
@@ -52,13 +52,13 @@ def test_the_script_asks_for_what_the_site_says() -> None:
     assert found["time"] == "90" and found["signal"] == "USR2@120"
     assert "ntasks-per-node" not in found, "with it a range of nodes would be its fewest"
     assert "requeue" in found and found["open-mode"] == "append"
-    words = task_words(text)
+    words = task_command(text)
     assert words[0] == "srun" and "--kill-on-bad-exit=0" in words and words[-3:-1] == ["-m", "cluster.slurm.task"]
 
 
 def test_prologue_container_and_python_come_before_the_task() -> None:
     where = site(prologue=["module load cuda", "source '/my venv/activate'"], container=["apptainer", "exec", "x.sif"])
-    words = task_words(sbatch_script(training_job(STUDENT, [], where)))
+    words = task_command(sbatch_script(training_job(STUDENT, [], where)))
     shell = words[words.index("bash") + 2].splitlines()
     assert shell[:2] == ["module load cuda", "source '/my venv/activate'"]
     assert shlex.split(shell[2])[:4] == ["exec", "apptainer", "exec", "x.sif"]
@@ -68,7 +68,7 @@ def test_prologue_container_and_python_come_before_the_task() -> None:
 def test_hostile_folders_stay_one_word(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
     text = sbatch_script(training_job(STUDENT, [f"run.folder={folder}"], site()))
-    words = task_words(text)
+    words = task_command(text)
     assert words[-1] == str(folder / "cluster" / "slurm" / "student-alone.json")
     assert shlex.split(directives(text)["output"]) == [str(folder / "cluster" / "slurm" / "%j_0_log.out")]
     assert not Path("owned").exists() and not folder.exists(), "a dry run writes nothing"

@@ -93,7 +93,7 @@ def submitted(root: Path, config: RunConfig, *options: str, **site_changes: Any)
     return str(job["job"])
 
 
-def said(config: RunConfig) -> str:
+def logs_of(config: RunConfig) -> str:
     """All that a run's jobs wrote, for when something is not as it should be."""
     files = [
         *config.folder.glob("cluster/slurm/*log.out"),
@@ -107,15 +107,15 @@ def finishes(slurm: SlurmHere, config: RunConfig, job: str, state: str = "COMPLE
     deadline = time.monotonic() + seconds
     ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
     while slurm.state(job) not in ends:
-        assert time.monotonic() < deadline, f"{slurm.state(job)} {said(config)}"
+        assert time.monotonic() < deadline, f"{slurm.state(job)} {logs_of(config)}"
         time.sleep(0.5)
-    assert slurm.state(job) == state, said(config)
+    assert slurm.state(job) == state, logs_of(config)
 
 
 def reaches(config: RunConfig, step: int, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while max(read_ledger(config.folder), default=-1) < step:
-        assert time.monotonic() < deadline, said(config)
+        assert time.monotonic() < deadline, logs_of(config)
         time.sleep(0.1)
 
 
@@ -172,14 +172,14 @@ def _check_token(config: RunConfig) -> None:
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}
         command = [sys.executable, "-c", code]
         tries[name] = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    said = {}
+    outputs = {}
     for name, one in tries.items():
         try:
             one.wait(40)
         except subprocess.TimeoutExpired:
             one.kill()
-        said[name] = one.communicate()[0].decode().strip()
-    assert said == {"right": "got in", "none": "", "wrong": ""}
+        outputs[name] = one.communicate()[0].decode().strip()
+    assert outputs == {"right": "got in", "none": "", "wrong": ""}
 
 
 def weights(config: RunConfig) -> dict[str, torch.Tensor]:
@@ -209,10 +209,10 @@ def test_a_preempted_job_is_queued_again_and_loses_nothing(
     slurm: SlurmHere, root: Path, dataset_folder: Path, undisturbed: RunConfig
 ) -> None:
     config, job = begun(root, dataset_folder, "preempted")
-    slurm.said("sbatch", "-p", "high", "-N2", "-c4", "-o", "/dev/null", "--wrap", "sleep 3")
+    slurm.output("sbatch", "-p", "high", "-N2", "-c4", "-o", "/dev/null", "--wrap", "sleep 3")
     wait_for(lambda: "preempted" in events(config), "the end of its first start", 90)
     finishes(slurm, config, job)
-    assert events(config) == ["begin", "preempted", "begin", "finished"], said(config)
+    assert events(config) == ["begin", "preempted", "begin", "finished"], logs_of(config)
     starts = read_start_history(config.folder)
     assert [start.reason for start in starts] == ["SIGUSR2", "finished"] and starts[1].step == starts[0].last_step
     check(config, undisturbed)
@@ -226,11 +226,11 @@ def test_a_job_whose_node_dies_is_queued_again(
     wait_for(lambda: slurm.state(job) == "PENDING", "that it is queued again", 120)
     slurm.start_node("node2")
     finishes(slurm, config, job)
-    assert events(config)[-2:] == ["begin", "finished"], said(config)
+    assert events(config)[-2:] == ["begin", "finished"], logs_of(config)
     check(config, undisturbed)
 
 
-def test_a_job_goes_on_with_the_nodes_it_gets(
+def test_a_job_resumes_on_the_nodes_it_gets(
     slurm: SlurmHere, root: Path, dataset_folder: Path, undisturbed: RunConfig
 ) -> None:
     # Ray goes on with what is left of its nodes until Slurm has noticed and queues the job again, so this takes longer.
@@ -243,10 +243,10 @@ def test_a_job_goes_on_with_the_nodes_it_gets(
         finishes(slurm, config, job)
     finally:
         slurm.start_node("node2")
-    assert events(config)[-2:] == ["begin", "finished"], said(config)
+    assert events(config)[-2:] == ["begin", "finished"], logs_of(config)
     starts = read_start_history(config.folder)
-    assert (starts[0].workers, starts[0].host) == (2, "node1, node2"), said(config)
-    assert (starts[-1].workers, starts[-1].host) == (1, "node1") and 0 < starts[-1].step < 300, said(config)
+    assert (starts[0].workers, starts[0].host) == (2, "node1, node2"), logs_of(config)
+    assert (starts[-1].workers, starts[-1].host) == (1, "node1") and 0 < starts[-1].step < 300, logs_of(config)
     ledger, short = read_ledger(config.folder), read_ledger(undisturbed.folder)
     assert sorted(ledger) == list(range(300)) and all(ledger[step] == short[step] for step in short)
 
@@ -275,7 +275,7 @@ def test_teacher_cache_and_students_wait_for_each_other(slurm: SlurmHere, root: 
 
 
 def test_what_waits_for_a_job_that_fails_is_cancelled(slurm: SlurmHere, root: Path, dataset_folder: Path) -> None:
-    failing = slurm.said("sbatch", "--parsable", "-o", "/dev/null", "--wrap", "sleep 2; exit 1").strip()
+    failing = slurm.output("sbatch", "--parsable", "-o", "/dev/null", "--wrap", "sleep 2; exit 1").strip()
     config = configured(root, dataset_folder, "waits")
     finishes(slurm, config, submitted(root, config, "--after", failing), "CANCELLED", 60)
 
@@ -291,7 +291,7 @@ def test_a_job_whose_first_task_is_killed_is_queued_again_by_another_budget(
         if "python" in Path(f"/proc/{pid}/comm").read_text():
             os.kill(int(pid), signal.SIGKILL)
     finishes(slurm, config, job)
-    assert events(config) == ["begin", "failed", "begin", "finished"], said(config)
+    assert events(config) == ["begin", "failed", "begin", "finished"], logs_of(config)
     wait_for(lambda: not ray_processes(job), "the end of its Ray", 30)
     assert sorted(read_ledger(config.folder)) == list(range(STEPS))
 
@@ -318,7 +318,7 @@ def test_a_time_limit_queues_the_job_again(slurm: SlurmHere, root: Path, dataset
     config = configured(root, dataset_folder, "timed-out", steps=200)
     job = submitted(root, config, "--nodes", "1", time_minutes=2, signal_lead_s=25)
     finishes(slurm, config, job, seconds=540)
-    assert events(config).count("preempted") >= 1 and events(config)[-1] == "finished", said(config)
+    assert events(config).count("preempted") >= 1 and events(config)[-1] == "finished", logs_of(config)
     assert sorted(read_ledger(config.folder)) == list(range(200))
     steps = [start.step for start in read_start_history(config.folder)]
     assert len(steps) >= 2 and steps == sorted(set(steps))
@@ -327,15 +327,15 @@ def test_a_time_limit_queues_the_job_again(slurm: SlurmHere, root: Path, dataset
 def test_an_array_builds_a_cache_though_one_task_is_killed(slurm: SlurmHere, root: Path, dataset_folder: Path) -> None:
     config = configured(root, dataset_folder, "cached", teacher={"signals": "cache", "cache": str(root / "the cache")})
     job = submitted(root, config, "--cache", "--tasks", "3", cpus_per_node=2)
-    wait_for(lambda: "R" in slurm.said("squeue", "-h", "-o", "%t", "-j", job), "its tasks", 60)
+    wait_for(lambda: "R" in slurm.output("squeue", "-h", "-o", "%t", "-j", job), "its tasks", 60)
     time.sleep(4)
     slurm.quietly("scancel", "--signal=KILL", f"{job}_1")
-    wait_for(lambda: not slurm.said("squeue", "-h", "-t", "PD,R,CG", "-j", job).strip(), "its end", 180)
+    wait_for(lambda: not slurm.output("squeue", "-h", "-t", "PD,R,CG", "-j", job).strip(), "its end", 180)
     info = graphkd("cache", "verify", str(root / "cached.yaml"))
-    assert info.returncode == 0, info.stderr + said(config)
+    assert info.returncode == 0, info.stderr + logs_of(config)
 
 
-def test_a_healthy_site_is_well_and_faults_are_one_line_each(slurm: SlurmHere, root: Path) -> None:
+def test_a_healthy_site_is_ok_and_faults_are_one_line_each(slurm: SlurmHere, root: Path) -> None:
     well = graphkd("doctor", "--site", str(site(root)), "--folder", str(root / "doctor"))
     assert re.search(r"node1: well; .*all-reduce [\d.]+ GB/s over 2 nodes", well.stdout), well.stdout + well.stderr
     ill = {"gpus_per_node": 0, "interface": "ib7", "shared": ["/no/such/share"], "ray_temp": "/tmp/" + "deep/" * 9}
@@ -377,11 +377,11 @@ def test_what_slurm_refuses_is_one_line(
     ],
     ids=["venv", "shared", "deadline"],
 )
-def test_a_job_that_cannot_begin_says_why_in_one_line(
+def test_a_job_that_cannot_start_explains_it_in_one_line(
     changes: dict[str, Any], line: str, slurm: SlurmHere, root: Path, dataset_folder: Path, request: Any
 ) -> None:
     config = configured(root, dataset_folder, f"cannot-{request.node.callspec.id}")
     job = submitted(root, config, "--nodes", "2", failures=0, **changes)
     finishes(slurm, config, job, "FAILED", 90)
-    assert line in said(config)
+    assert line in logs_of(config)
     assert not ray_processes(job)

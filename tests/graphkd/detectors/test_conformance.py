@@ -119,7 +119,7 @@ def test_what_lies_beyond_the_page_does_not_count(detector: DetectorModule) -> N
     assert torch.equal(first, second)
 
 
-def test_sampling_is_keyed_by_the_page(detector: DetectorModule) -> None:
+def test_sampling_is_seeded_by_the_page(detector: DetectorModule) -> None:
     features = detector.features(*pages())
     torch.manual_seed(1)
     _, first = detector.propose_and_losses(features, targets())

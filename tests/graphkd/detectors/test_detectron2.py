@@ -113,7 +113,7 @@ def test_backbones_of_timm_are_backbones_of_detectron2(backbone: str, architectu
 
 
 @pytest.mark.detectron2
-def test_detectron2s_own_configs_can_name_a_backbone_of_timm() -> None:
+def test_detectron2_configs_can_use_timm_backbones() -> None:
     from detectron2.config import CfgNode
     from detectron2.modeling import build_model
 
@@ -155,7 +155,7 @@ def test_a_student_inherits_from_the_other_framework(framework: str, other: str)
     torch.testing.assert_close(actual.deltas, expected.deltas, **TOLERANCE)
 
 
-def test_without_detectron2_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_detectron2_one_line_explains_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "detectron2", None)

@@ -37,7 +37,7 @@ def test_missing_positives_are_made_up_for_by_negatives_and_missing_negatives_by
     assert [len(part) for part in chosen(torch.tensor([-1.0, -1]), 3)] == [0, 0]
 
 
-def test_a_page_draws_the_same_whatever_stands_beside_it() -> None:
+def test_a_page_samples_the_same_in_any_batch() -> None:
     other = torch.zeros(12)
     SAMPLER.seeds = [5, 9]
     beside = SAMPLER([LABELS, other[:7]])

@@ -52,7 +52,7 @@ def test_the_toy_page_has_all_that_a_graph_can_have() -> None:
     assert (graph.valid.sum(dim=1) < N).any(), "nothing merged"
 
 
-def test_a_column_of_text_beside_a_picture_by_hand() -> None:
+def test_a_column_of_text_next_to_a_picture_by_hand() -> None:
     """Three paragraphs in one column and a picture across the gutter: the paragraphs become two nodes."""
     boxes = torch.tensor([[[0.0, 0, 40, 10], [0, 12, 40, 22], [0, 24, 40, 34], [50, 0, 90, 34]]])
     values = torch.tensor([0.0, 0.1, 1.0, 9.0])  # the first two are nearest

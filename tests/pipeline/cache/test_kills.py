@@ -102,14 +102,14 @@ def kill(
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("call", range(1, STEPS + 1))
-def test_a_build_killed_around_any_rename_goes_on(
+def test_a_build_killed_around_any_rename_resumes(
     call: int, after: bool, processes: ForkServerContext, student_of: StudentOf, unkilled: dict[str, bytes]
 ) -> None:
     kill(processes, student_of("killed"), unkilled, "replace", call, after)
 
 
 @pytest.mark.parametrize("call", [1, 40, 130, 220])
-def test_a_build_killed_while_it_writes_goes_on(
+def test_a_build_killed_while_writing_resumes(
     call: int, processes: ForkServerContext, student_of: StudentOf, unkilled: dict[str, bytes]
 ) -> None:
     kill(processes, student_of("killed"), unkilled, "write", call, after=True)
@@ -117,7 +117,7 @@ def test_a_build_killed_while_it_writes_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
-def test_a_build_killed_again_and_again_ends_whole(
+def test_a_build_killed_repeatedly_completes(
     seed: int, processes: ForkServerContext, student_of: StudentOf, unkilled: dict[str, bytes]
 ) -> None:
     """Twenty-five builds at a time, each killed at random up to four times."""
@@ -257,7 +257,7 @@ def builders_of(session: int) -> list[int]:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("victim", ["builder", "driver", "all"])
-def test_a_ray_build_survives_its_builders_and_goes_on_after_its_driver(
+def test_a_ray_build_survives_its_builders_and_resumes_after_its_driver(
     victim: str, student_of: StudentOf, unkilled: dict[str, bytes], tmp_path: Path
 ) -> None:
     config = student_of(f"ray-{victim}", {"engine": {"threads": 1}})

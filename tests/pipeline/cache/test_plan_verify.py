@@ -53,7 +53,7 @@ def built(student_of: StudentOf, store: NodeStore, precision: Precision, **teach
 
 
 @pytest.mark.parametrize(("store", "precision"), FORMS)
-def test_a_plan_foretells_the_bytes(store: NodeStore, precision: Precision, student_of: StudentOf) -> None:
+def test_a_plan_predicts_the_bytes(store: NodeStore, precision: Precision, student_of: StudentOf) -> None:
     config = student_of(f"planned-{store}-{precision}", store=store, cache_dtype=precision)
     plan = plan_cache(RunContext(config), pages=10)
     assert not config.cache_folder.exists(), "nothing is left by planning"
@@ -64,7 +64,7 @@ def test_a_plan_foretells_the_bytes(store: NodeStore, precision: Precision, stud
     assert plan_cache(RunContext(config), pages=2).need_bytes == 0, "what is built needs no more room"
 
 
-def test_a_plan_reckons_hours_and_storage(student_of: StudentOf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_estimates_hours_and_storage(student_of: StudentOf, monkeypatch: pytest.MonkeyPatch) -> None:
     config = student_of("reckoned", store="pooled", cache_dtype="fp16")
     monkeypatch.setattr(cache_plan, "measure_write", lambda folder: 1000.0)  # a disk of 1 kB/s
     slow = plan_cache(RunContext(config), gpus=4, rate=50.0, pages=4)
@@ -106,7 +106,7 @@ def test_verify_finds_nothing_wrong_with_a_fresh_cache(
 
 
 @pytest.mark.parametrize("factor", [1.5, float("nan")])
-def test_verify_says_when_the_teacher_says_something_else(
+def test_verify_reports_a_teacher_with_other_outputs(
     factor: float, student_of: StudentOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files that are whole, but of features that this teacher never gave."""
@@ -136,7 +136,7 @@ def test_planning_refuses_a_folder_of_another_cache(student_of: StudentOf) -> No
 
 
 @pytest.mark.parametrize("compression", ["lz4", "zstd"])
-def test_a_compressed_cache_says_the_same(compression: str, student_of: StudentOf) -> None:
+def test_a_compressed_cache_gives_the_same_signals(compression: str, student_of: StudentOf) -> None:
     plain, description = built(student_of, "pooled", "fp16")
     config = student_of(f"tools-{compression}", cache_dtype="fp16", compression=compression)
     packed = build_here(config)
@@ -150,9 +150,9 @@ def read(config: RunConfig, samples: range) -> dict[str, torch.Tensor]:
     items = PageDataset(dataset, config.data.view, config.run.seed, config.views)
     source = signal_source(RunContext(config), CPU)
     batches = [collate([items[SampleRef(0, sample)]]) for sample in samples]
-    said = [source.signals(batch, stored) for batch, stored in source.prefetch(batches)]
+    all_signals = [source.signals(batch, stored) for batch, stored in source.prefetch(batches)]
     names = ("boxes", "scores", "classes", "logits", "deltas", "pooled", "valid")
-    return {name: torch.cat([getattr(signals, name) for signals in said]) for name in names}
+    return {name: torch.cat([getattr(signals, name) for signals in all_signals]) for name in names}
 
 
 def test_descriptors_are_mean_and_variance_of_the_features(student_of: StudentOf) -> None:
@@ -171,7 +171,7 @@ def test_descriptors_are_mean_and_variance_of_the_features(student_of: StudentOf
     assert (gap <= (one - other).square().mean(-1) + 1e-4).all()
 
 
-def test_a_file_holds_what_the_schema_says_and_any_arrow_reader_reads_it(student_of: StudentOf) -> None:
+def test_a_file_has_its_schema_and_any_arrow_reader_reads_it(student_of: StudentOf) -> None:
     config, description = built(student_of, "pooled", "int8")
     table = pa.ipc.open_file(str(config.cache_folder / "shard-000000.arrow")).read_all()
     assert table.schema == cache_schema("int8") and table.schema.names == [column.name for column in COLUMNS]
@@ -199,7 +199,7 @@ def test_a_page_shown_in_another_view_is_refused(student_of: StudentOf) -> None:
         signal_source(RunContext(config), CPU).signals(mirrored)
 
 
-def test_a_cache_behind_http_is_read_ahead_and_survives_faults(student_of: StudentOf, tmp_path: Path) -> None:
+def test_a_cache_over_http_is_prefetched_and_survives_faults(student_of: StudentOf, tmp_path: Path) -> None:
     config, _ = built(student_of, "pooled", "fp16")
     with served_files(config.cache_folder) as served:
         served.faults = {"shard-000000.arrow": ["drop", "503"], "cache.json": ["503"]}

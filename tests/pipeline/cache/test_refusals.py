@@ -128,7 +128,7 @@ def truncated_index(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
 
 
-def foreign_index(folder: Path) -> None:
+def other_index(folder: Path) -> None:
     shutil.copy(folder / "shard-000001.index.arrow", folder / "shard-000000.index.arrow")
 
 
@@ -146,7 +146,7 @@ def versioned(version: int | None) -> Callable[[Path], None]:
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated file": (truncated, r"shard-000000\.arrow has \d+ bytes, but cache\.json says"),
     "truncated index": (truncated_index, r"shard-000000\.index\.arrow is damaged"),
-    "index of another shard": (foreign_index, r"shard-000000\.index\.arrow is damaged"),
+    "index of another shard": (other_index, r"shard-000000\.index\.arrow is damaged"),
     "missing shard": (lambda folder: (folder / "shard-000002.arrow").unlink(), r"shard-000002\.arrow is missing"),
     "missing index": (lambda folder: (folder / "shard-000002.index.arrow").unlink(), r"shard-000002\.index\.arrow"),
     "unfinished": (lambda folder: (folder / "cache.json").unlink(), "no finished cache"),
@@ -181,7 +181,7 @@ def test_a_damaged_cache_is_refused_by_name(kind: str, copy: Path, student_of: S
     "kind",
     ["truncated file", "missing shard", "missing index", "newer version", "cut cache.json", "flipped statistics"],
 )
-def test_a_damaged_cache_is_not_mended_by_building_it(kind: str, copy: Path, student_of: StudentOf) -> None:
+def test_building_does_not_repair_a_damaged_cache(kind: str, copy: Path, student_of: StudentOf) -> None:
     damage, message = DAMAGE[kind]
     damage(copy)
     before = {path.name: path.read_bytes() for path in copy.iterdir()}

@@ -63,7 +63,7 @@ def test_errors_are_one_line_and_a_non_zero_exit(arguments: list[str], message: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tars_made_elsewhere_are_indexed_verified_and_mended(dataset_folder: Path, tmp_path: Path) -> None:
+def test_external_tars_are_indexed_verified_and_repaired(dataset_folder: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(dataset_folder, tmp_path / "data"))
     for path in [*data.glob("*.arrow"), data / "dataset.json"]:
         path.unlink()
@@ -99,7 +99,7 @@ def test_version_and_help() -> None:
     assert "quickstart" in graphkd("--help").stdout
 
 
-def test_progress_without_a_terminal_tells_rate_and_time_left() -> None:
+def test_progress_without_a_terminal_shows_rate_and_time_left() -> None:
     import time
 
     from pipeline.cli.console import _pace

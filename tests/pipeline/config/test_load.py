@@ -26,7 +26,7 @@ def test_bases_merge_in_order_and_the_file_counts_last(tmp_path: Path) -> None:
     assert (str(config.data.train), config.detector.backbone) == ("one", "resnet18")
 
 
-def test_a_section_in_one_word_keeps_what_its_bases_say(tmp_path: Path) -> None:
+def test_a_section_in_one_word_keeps_the_settings_of_its_bases(tmp_path: Path) -> None:
     write(tmp_path, "a.yaml", "data: {train: one}\ndetector: {backbone: resnet18}\nengine: {name: ray, workers: 2}")
     path = write(tmp_path, "b.yaml", "base: a.yaml\nname: run\ndetector: detectron2")
     config = load_config(path, ["engine=local"])
@@ -69,13 +69,13 @@ def test_every_mistake_is_listed_at_once_with_a_close_name(tmp_path: Path) -> No
         ("name: !!python/object/apply:os.system [true]\ndata: {train: a}", "not readable YAML"),
     ],
 )
-def test_bad_files_say_why(tmp_path: Path, text: str, message: str) -> None:
+def test_bad_files_are_explained(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(write(tmp_path, "self.yaml", text))
 
 
 @pytest.mark.parametrize("override", ["schedule.lr", "=3", "schedule.lr=["])
-def test_bad_overrides_say_why(tmp_path: Path, override: str) -> None:
+def test_bad_overrides_are_explained(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError, match="override"):
         load_config(write(tmp_path, "c.yaml", "name: x\ndata: {train: a}"), [override])
 

@@ -66,7 +66,7 @@ def test_the_head_gives_the_launch_commands(path: Path) -> None:
 
 
 @named(EVERY)
-def test_names_say_what_the_config_is(path: Path) -> None:
+def test_names_describe_the_config(path: Path) -> None:
     config, (dataset, _, rest) = loaded(path), path.stem.partition("-")
     assert config.name == (path.stem if path in STUDENTS else f"teacher-{path.stem}")
     assert config.folder == Path("runs") / config.name
@@ -134,7 +134,7 @@ def test_students_of_one_teacher_share_one_cache() -> None:
 
 
 @named(STUDENTS)
-def test_text_is_told_apart_by_something_the_teacher_gives(path: Path) -> None:
+def test_text_is_distinguished_by_something_the_teacher_provides(path: Path) -> None:
     student = loaded(path)
     (teacher,) = teachers_of(student)
     if teacher.detector.architecture == "retinanet":

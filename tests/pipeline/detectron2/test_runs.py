@@ -67,7 +67,7 @@ def test_pairs_of_both_frameworks_distil(
     assert "kd_" in (config.folder / "metrics.jsonl").read_text()
 
 
-def test_a_run_goes_on_bit_for_bit(dataset_folder: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_to_the_bit(dataset_folder: Path, tmp_path: Path) -> None:
     whole = run(tmp_path, dataset_folder, "whole", THEIRS)
     train_run(RunContext(whole))
     parts = run(tmp_path, dataset_folder, "parts", THEIRS)

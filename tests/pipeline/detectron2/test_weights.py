@@ -60,7 +60,7 @@ def test_a_checkpoint_becomes_a_finished_run(dataset_folder: Path, tmp_path: Pat
         import_weights(path, RunContext(config))
 
 
-def test_student_and_teacher_of_one_file_are_told_apart(dataset_folder: Path, tmp_path: Path) -> None:
+def test_student_and_teacher_of_one_file_are_distinguished(dataset_folder: Path, tmp_path: Path) -> None:
     small, big = (
         configured(tmp_path, dataset_folder, name, fpn_channels=width) for name, width in (("s", 16), ("b", 24))
     )

@@ -56,7 +56,7 @@ def test_only_the_newest_are_kept_and_no_temporary_file(root: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["truncate", "remove", "flip"])
-def test_a_damaged_checkpoint_is_passed_over(root: Path, name: str, damage: str) -> None:
+def test_a_damaged_checkpoint_is_skipped(root: Path, name: str, damage: str) -> None:
     path = root / "step-00000003" / name
     content = path.read_bytes()
     if damage == "remove":
@@ -71,7 +71,7 @@ def test_a_damaged_checkpoint_is_passed_over(root: Path, name: str, damage: str)
         open_checkpoint(path.parent)
 
 
-def test_empty_and_foreign_folders_are_no_checkpoints(root: Path) -> None:
+def test_empty_and_other_folders_are_no_checkpoints(root: Path) -> None:
     (root / "step-00000009").mkdir()
     (root / "notes").mkdir()
     found = newest_checkpoint(root)
@@ -137,7 +137,7 @@ def test_a_snapshot_is_not_changed_by_later_steps(tmp_path: Path) -> None:
     assert not torch.equal(module.state_dict()["weight"], before["weight"])
 
 
-def test_every_nth_checkpoint_is_kept_beside_the_newest(tmp_path: Path) -> None:
+def test_every_nth_and_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     module, optimizer = trained()
     writer = CheckpointWriter(tmp_path, keep=2, keep_every=3)
     for step in range(1, 9):

@@ -35,18 +35,18 @@ def run(folder: Path, packed: Path, name: str, **changes: Any) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def judged(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+def evaluated(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A run of four steps that was evaluated twice."""
-    config = run(tmp_path_factory.mktemp("judged"), dataset_folder, "one", engine={"threads": 1})
+    config = run(tmp_path_factory.mktemp("evaluated"), dataset_folder, "one", engine={"threads": 1})
     train_run(RunContext(config))
     return config
 
 
-def test_what_is_evaluated_in_training_is_what_its_checkpoint_gives(judged: RunConfig) -> None:
-    evaluations = read_evaluations(judged.folder)
+def test_what_is_evaluated_in_training_is_what_its_checkpoint_gives(evaluated: RunConfig) -> None:
+    evaluations = read_evaluations(evaluated.folder)
     assert [line["step"] for line in evaluations] == [2, 4] and [line["pages"] for line in evaluations] == [10, 10]
-    best = best_checkpoint(judged.folder)
-    figures = evaluate_run(RunContext(judged))
+    best = best_checkpoint(evaluated.folder)
+    figures = evaluate_run(RunContext(evaluated))
     assert best.step == figures["step"] == best_step(evaluations)
     (line,) = [line for line in evaluations if line["step"] == best.step]
     assert {name: line[name] for name in ("ap", "ar_100", "per_class")} == {
@@ -54,19 +54,19 @@ def test_what_is_evaluated_in_training_is_what_its_checkpoint_gives(judged: RunC
     }
 
 
-def test_evaluating_changes_nothing_of_training(judged: RunConfig, dataset_folder: Path) -> None:
-    plain = run(judged.folder.parent, dataset_folder, "plain", run={"eval_every": 0}, engine={"threads": 1})
+def test_evaluating_changes_nothing_of_training(evaluated: RunConfig, dataset_folder: Path) -> None:
+    plain = run(evaluated.folder.parent, dataset_folder, "plain", run={"eval_every": 0}, engine={"threads": 1})
     train_run(RunContext(plain))
-    first, second = newest_checkpoint(judged.folder / "checkpoints"), newest_checkpoint(plain.folder / "checkpoints")
+    first, second = newest_checkpoint(evaluated.folder / "checkpoints"), newest_checkpoint(plain.folder / "checkpoints")
     assert first is not None and second is not None and first.weights_sha256 == second.weights_sha256
 
 
-def test_three_ranks_evaluate_ten_pages_once_each(judged: RunConfig, dataset_folder: Path, tmp_path: Path) -> None:
+def test_three_ranks_evaluate_ten_pages_once_each(evaluated: RunConfig, dataset_folder: Path, tmp_path: Path) -> None:
     """Three ranks start from weights of one and evaluate what it did, without a step of their own in between."""
     folder = tmp_path / "three"
-    shutil.copytree(judged.folder, folder)
+    shutil.copytree(evaluated.folder, folder)
     (folder / "evaluations.jsonl").unlink()
-    content = judged.model_dump(mode="json")
+    content = evaluated.model_dump(mode="json")
     content["run"]["folder"] = str(folder)
     path = tmp_path / "three.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -78,7 +78,7 @@ def test_three_ranks_evaluate_ten_pages_once_each(judged: RunConfig, dataset_fol
         assert codes == [0, 0, 0], output_of(processes)
     finally:
         end_ranks(processes)
-    before = {line["step"]: line for line in read_evaluations(judged.folder)}
+    before = {line["step"]: line for line in read_evaluations(evaluated.folder)}
     assert read_evaluations(folder) == [before[4]]
 
 
@@ -94,15 +94,15 @@ def test_a_run_ends_early_when_its_accuracy_does_not_rise(dataset_folder: Path, 
     assert len(read_start_history(config.folder)) == 1, "it is not started again"
 
 
-def test_an_evaluation_that_a_kill_prevented_is_made_up_for(judged: RunConfig, tmp_path: Path) -> None:
+def test_an_evaluation_that_a_kill_prevented_is_made_up_for(evaluated: RunConfig, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    shutil.copytree(judged.folder, folder)
+    shutil.copytree(evaluated.folder, folder)
     lines = (folder / "evaluations.jsonl").read_text().splitlines()
     (folder / "evaluations.jsonl").write_text(lines[0] + "\n" + lines[1][:40])
     shutil.rmtree(folder / "checkpoints" / "step-00000004")
-    config = judged.model_copy(update={"run": judged.run.model_copy(update={"folder": folder})})
+    config = evaluated.model_copy(update={"run": evaluated.run.model_copy(update={"folder": folder})})
     train_run(RunContext(config))
-    assert read_evaluations(folder) == read_evaluations(judged.folder)
+    assert read_evaluations(folder) == read_evaluations(evaluated.folder)
     assert [start.step for start in read_start_history(folder)] == [0, 2]
 
 
@@ -123,9 +123,9 @@ def test_best_and_patience_by_hand(scores: list[float], patience: int, best: int
     assert out_of_patience(evaluations, patience) is ends
 
 
-def test_a_best_checkpoint_that_is_gone_has_the_newest_stand_in(judged: RunConfig, tmp_path: Path) -> None:
+def test_a_missing_best_checkpoint_falls_back_to_the_newest(evaluated: RunConfig, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    shutil.copytree(judged.folder, folder)
+    shutil.copytree(evaluated.folder, folder)
     best = best_step(read_evaluations(folder))
     shutil.rmtree(folder / "checkpoints" / f"step-{best:08d}")
     assert best_checkpoint(folder).step == {2: 4, 4: 2}[best or 0]
@@ -138,20 +138,20 @@ def test_evaluating_needs_pages_and_patience_needs_evaluations(dataset_folder: P
         run(tmp_path, dataset_folder, "patient", run={"eval_every": 0, "patience": 3})
 
 
-def test_a_run_keeps_a_log_and_a_record_of_its_starts(judged: RunConfig) -> None:
-    text = (judged.folder / "log.txt").read_text()
+def test_a_run_keeps_a_log_and_a_record_of_its_starts(evaluated: RunConfig) -> None:
+    text = (evaluated.folder / "log.txt").read_text()
     assert "step 4: loss" in text and "step 4: AP" in text and "waiting for data" in text
-    (start,) = read_start_history(judged.folder)
+    (start,) = read_start_history(evaluated.folder)
     assert (start.step, start.last_step, start.workers, start.reason) == (0, 4, 1, "finished")
-    lines = read_metrics(judged.folder)
+    lines = read_metrics(evaluated.folder)
     assert all(line["memory_gb"] > 0.1 for line in lines)
     assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
 
 
-def test_a_changed_config_goes_on_where_that_is_allowed(judged: RunConfig, tmp_path: Path) -> None:
+def test_a_changed_config_continues_if_allowed(evaluated: RunConfig, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    shutil.copytree(judged.folder, folder)
-    content = judged.model_dump(mode="json")
+    shutil.copytree(evaluated.folder, folder)
+    content = evaluated.model_dump(mode="json")
     content["run"]["folder"] = str(folder)
     content["schedule"] |= {"steps": 6}
     longer = resolve(content, "longer")
@@ -172,7 +172,7 @@ def test_two_starts_do_not_train_one_run_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_another_process_evaluates_beside_training(judged: RunConfig, dataset_folder: Path, tmp_path: Path) -> None:
+def test_another_process_evaluates_during_training(evaluated: RunConfig, dataset_folder: Path, tmp_path: Path) -> None:
     """Training never evaluates itself, and keeps what the other one found best."""
     from pipeline.train.watch import watch
 
@@ -190,7 +190,7 @@ def test_another_process_evaluates_beside_training(judged: RunConfig, dataset_fo
     assert "step 6: AP" not in (config.folder / "log.txt").read_text()
 
 
-def test_training_ends_early_by_what_was_evaluated_beside_it(dataset_folder: Path, tmp_path: Path) -> None:
+def test_training_ends_early_by_evaluations_of_another_process(dataset_folder: Path, tmp_path: Path) -> None:
     beside = {"eval_on": "side", "eval_every": 1, "patience": 2}
     config = run(tmp_path, dataset_folder, "beside", run=beside, schedule={"steps": 50})
     config.folder.mkdir()

@@ -64,7 +64,7 @@ def train_and_die(config: RunConfig, stage: str, call: int, after: bool) -> None
     owner, function = {
         "step": (torch.optim.AdamW, "step"),
         "model": (checkpoint_writer, "save"),
-        "optimizer": (checkpoint_writer, "_saved"),
+        "optimizer": (checkpoint_writer, "_serialize"),
         "temporary": (os, "replace"),
         "hash": (checkpoint_writer, "sha256_file"),
         "rename": (Path, "rename"),
@@ -174,7 +174,7 @@ def damaged(folder: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["empty", "missing manifest", "truncated", "flipped", "foreign", "all"])
-def test_damaged_checkpoints_are_passed_over_and_named(
+def test_damaged_checkpoints_are_skipped_and_named(
     kind: str, root: Path, dataset_folder: Path, unkilled: dict[str, Outcome], caplog: pytest.LogCaptureFixture
 ) -> None:
     config = configured(root, dataset_folder, f"damaged-{kind.replace(' ', '-')}", "teacher")
@@ -183,10 +183,10 @@ def test_damaged_checkpoints_are_passed_over_and_named(
     check(config, unkilled["teacher"])
     if kind != "all":
         named = "step-99999999" if kind == "foreign" else f"step-{STEPS:08d}"
-        assert f"passed over {config.folder}/checkpoints/{named}" in caplog.text
+        assert f"skipped {config.folder}/checkpoints/{named}" in caplog.text
 
 
-def test_a_full_disk_ends_a_run_cleanly_and_it_goes_on(
+def test_a_full_disk_ends_a_run_cleanly_and_it_resumes(
     root: Path, dataset_folder: Path, unkilled: dict[str, Outcome], tmp_path: Path
 ) -> None:
     from pipeline.core.errors import OutputError
@@ -204,7 +204,7 @@ def test_a_full_disk_ends_a_run_cleanly_and_it_goes_on(
         check(config, unkilled["teacher"])
 
 
-def test_a_folder_that_turns_read_only_ends_a_run_in_one_line_and_it_goes_on(
+def test_a_folder_that_turns_read_only_ends_a_run_in_one_line_and_it_resumes(
     root: Path, dataset_folder: Path, unkilled: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.core.errors import OutputError

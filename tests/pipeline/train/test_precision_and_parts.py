@@ -104,19 +104,19 @@ def test_a_batch_that_cannot_be_cut_so_is_refused_with_the_nearest(dataset_folde
         run(tmp_path, dataset_folder, "cut", schedule={"accumulate": 3})
 
 
-def test_the_moving_average_follows_its_formula_and_is_what_is_judged(folder: Path, dataset_folder: Path) -> None:
+def test_the_moving_average_follows_its_formula_and_is_evaluated(folder: Path, dataset_folder: Path) -> None:
     changes: dict[str, Any] = {"schedule": {"optimizer": "adamw", "lr": 1e-3, "ema": 0.75, "policy": "constant"}}
     changes |= {"run": {"checkpoint_every": 1, "keep": 9}}
     config = run(folder, dataset_folder, "averaged", **changes)
-    judged = train_run(RunContext(config))
+    evaluated = train_run(RunContext(config))
     expected: dict[str, torch.Tensor] = {}
     for path in sorted((config.folder / "checkpoints").iterdir()):
         weights = load_weights(path / "model.safetensors")
         expected = {
             name: value if not expected else 0.75 * expected[name] + 0.25 * value for name, value in weights.items()
         }
-    average = load_weights(judged.weights)
-    assert judged.weights.name == "average.safetensors"
+    average = load_weights(evaluated.weights)
+    assert evaluated.weights.name == "average.safetensors"
     assert all(torch.allclose(average[name], expected[name], atol=1e-6) for name in expected)
     assert not torch.equal(
         average["detector.model.rpn.head.conv.0.0.weight"], weights["detector.model.rpn.head.conv.0.0.weight"]
@@ -124,7 +124,7 @@ def test_the_moving_average_follows_its_formula_and_is_what_is_judged(folder: Pa
 
 
 @pytest.mark.parametrize("precision", [pytest.param("bf16", marks=pytest.mark.slow), "fp16"])
-def test_half_precision_is_near_and_goes_on_bit_for_bit(
+def test_half_precision_is_close_and_resumes_to_the_bit(
     precision: str, folder: Path, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes: dict[str, Any] = {"schedule": {"steps": 3, "ema": 0.5}}
@@ -155,10 +155,10 @@ def test_a_loss_too_large_for_fp16_is_scaled_down_and_its_step_left_out(folder: 
 
     scaler = GradScaler("cpu", init_scale=4.0)
     infinite, fine = torch.tensor(float("inf")), [(torch.tensor([3]), {"loss": torch.tensor([1.0])})]
-    spoilt = [(torch.tensor([3]), {"loss": torch.tensor([float("nan")])})]
+    nonfinite = [(torch.tensor([3]), {"loss": torch.tensor([float("nan")])})]
     scaler.scale(torch.tensor(1.0))  # which makes it begin
     assert not is_nonfinite(infinite, fine, scaler, World())
-    assert is_nonfinite(infinite, spoilt, scaler, World())
+    assert is_nonfinite(infinite, nonfinite, scaler, World())
     assert is_nonfinite(infinite, fine, GradScaler("cpu", enabled=False), World())
     assert not is_nonfinite(torch.tensor(1.0), fine, scaler, World())
     tiny = GradScaler("cpu", init_scale=0.5)
@@ -189,20 +189,20 @@ from pipeline.cli.main import main
 
 forward, calls = TrainingStep.forward, 0
 
-def spoiling(self, batch, said):
+def nonfinite_forward(self, batch, signals):
     global calls
     calls += 1
-    terms = forward(self, batch, said)
+    terms = forward(self, batch, signals)
     bad = (batch.samples == {sample}).to(terms["loss_box"])
     return terms | {{"loss_box": terms["loss_box"] * torch.where(bad > 0, torch.nan, 1.0)}}
 
-TrainingStep.forward = spoiling
+TrainingStep.forward = nonfinite_forward
 sys.argv = ["graphkd", "train", {config!r}]
 main()
 """
 
 
-def test_a_page_whose_loss_is_not_finite_ends_all_ranks_before_the_step(dataset_folder: Path, tmp_path: Path) -> None:
+def test_a_page_with_a_nonfinite_loss_stops_all_ranks_before_the_step(dataset_folder: Path, tmp_path: Path) -> None:
     from pipeline.data.format.dataset import PackedDataset
 
     changes: dict[str, Any] = {"schedule": {"steps": 5}, "run": {"ledger": True, "checkpoint_every": 100}}
@@ -219,19 +219,19 @@ def test_a_page_whose_loss_is_not_finite_ends_all_ranks_before_the_step(dataset_
     processes = spawn_ranks([sys.executable, "-c", WORKER.format(sample=sample, config=str(path))], 2)
     try:
         assert [process.wait(timeout=120) for process in processes] == [1, 1]
-        said = output_of(processes)
+        output = output_of(processes)
     finally:
         end_ranks(processes)
     key = PackedDataset(dataset_folder).sample(sample).key
-    assert said.count(f"step {bad_step}: gradients are not finite (loss_box nan on {key}") == 2
-    assert said.count("loss_box nan); the step was not taken") == 2
+    assert output.count(f"step {bad_step}: gradients are not finite (loss_box nan on {key}") == 2
+    assert output.count("loss_box nan); the step was not taken") == 2
     last = newest_checkpoint(config.folder / "checkpoints")
     assert last is not None and last.step == bad_step
     assert all(torch.isfinite(value).all() for value in load_weights(last.weights).values())
     assert max(read_ledger(config.folder)) == bad_step
 
 
-def test_weights_that_are_not_finite_are_not_kept(dataset_folder: Path, tmp_path: Path) -> None:
+def test_nonfinite_weights_are_not_kept(dataset_folder: Path, tmp_path: Path) -> None:
     config = run(tmp_path, dataset_folder, "explodes", schedule={"lr": 1e12, "steps": 6}, run={"checkpoint_every": 1})
     with pytest.raises(TrainingError, match="gradients are not finite"):
         train_run(RunContext(config))

@@ -83,7 +83,7 @@ def test_a_distilled_student_learns_from_the_cache(trained: Path, dataset_folder
     assert all(math.isfinite(value) for value in terms.values())
 
 
-def test_going_on_gives_the_weights_of_the_run_that_was_not_stopped(trained: Path, dataset_folder: Path) -> None:
+def test_resuming_gives_the_weights_of_an_uninterrupted_run(trained: Path, dataset_folder: Path) -> None:
     whole = student(trained, dataset_folder, "whole")
     train_run(RunContext(whole))
     parted = student(trained, dataset_folder, "parted")
@@ -199,7 +199,7 @@ def test_what_is_missing_is_named_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step(trained: Path, dataset_folder: Path) -> None:
+def test_a_nonfinite_loss_stops_before_the_step(trained: Path, dataset_folder: Path) -> None:
     config = small(trained, dataset_folder, "explodes", schedule={"optimizer": "sgd", "lr": 1e12, "steps": 6})
     with pytest.raises(TrainingError, match=r"step \d: gradients are not finite \("):
         train_run(RunContext(config))

@@ -43,7 +43,7 @@ def test_each_sample_comes_exactly_once_per_epoch(sizes: tuple[int, ...], batch:
 
 @given(shards, batches, st.integers(0, 1000))
 @settings(max_examples=40, deadline=None)
-def test_a_place_does_not_depend_on_what_was_read_before(sizes: tuple[int, ...], batch: int, seed: int) -> None:
+def test_a_position_does_not_depend_on_earlier_reads(sizes: tuple[int, ...], batch: int, seed: int) -> None:
     total = sum(sizes)
     positions = range(max(0, total - 7), total + 7)  # straddles two epochs
     together = CanonicalOrder(sizes, seed, batch).refs(positions)
@@ -77,7 +77,7 @@ def test_ranks_and_workers_share_the_same_global_batches(
 
 @given(st.integers(1, 5000), st.integers(0, 2**64 - 1))
 @settings(max_examples=30, deadline=None)
-def test_the_keyed_permutation_is_a_bijection(size: int, key: int) -> None:
+def test_the_seeded_permutation_is_a_bijection(size: int, key: int) -> None:
     index = np.arange(size)
     sent = feistel_permute(index, np.full(size, size), np.full(size, key, dtype=np.uint64))
     assert sorted(sent.tolist()) == list(range(size))

@@ -19,7 +19,7 @@ def test_it_is_a_few_numbers_and_an_identity_and_comes_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "expected"),
     [
         ("dataset", "def", "dataset 'abc', not 'def'"),
         ("seed", 4, "run.seed 3, not 4"),
@@ -27,9 +27,9 @@ def test_it_is_a_few_numbers_and_an_identity_and_comes_back() -> None:
         ("batch", 16, "schedule.batch 8, not 16"),
     ],
 )
-def test_another_order_is_refused_by_name(name: str, value: Any, said: str) -> None:
+def test_another_order_is_refused_by_name(name: str, value: Any, expected: str) -> None:
     other = STATE.model_copy(update={name: value})
-    with pytest.raises(CheckpointError, match=rf"step-10 was trained with {said}"):
+    with pytest.raises(CheckpointError, match=rf"step-10 was trained with {expected}"):
         STATE.check_same_order(other, "step-10")
     STATE.check_same_order(STATE.model_copy(update={"position": 0}), "step-10")
 

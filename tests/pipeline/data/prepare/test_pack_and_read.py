@@ -226,7 +226,7 @@ packing.pack(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), samples_pe
 
 
 @pytest.mark.parametrize("stopped_at", [0, 4, 8])
-def test_packing_goes_on_where_it_was_killed(coco_folder: Path, tmp_path: Path, stopped_at: int) -> None:
+def test_packing_resumes_where_it_was_killed(coco_folder: Path, tmp_path: Path, stopped_at: int) -> None:
     arguments = (coco_folder / "annotations.json", coco_folder / "images")
     whole = pack(*arguments, tmp_path / "whole", samples_per_shard=2, workers=1)
     out = tmp_path / "out"
@@ -252,7 +252,7 @@ def test_packing_goes_on_where_it_was_killed(coco_folder: Path, tmp_path: Path, 
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in (tmp_path / "whole").iterdir())
 
 
-def test_packing_goes_on_when_killed_while_names_were_given(coco_folder: Path, tmp_path: Path) -> None:
+def test_packing_resumes_when_killed_during_renaming(coco_folder: Path, tmp_path: Path) -> None:
     arguments = (coco_folder / "annotations.json", coco_folder / "images")
     out = tmp_path / "out"
     whole = pack(*arguments, out, samples_per_shard=4, workers=1)

@@ -146,7 +146,7 @@ def test_image_is_found_by_name_or_stem(folder: Folder, named: str, xml_name: st
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         ("<PcGts><Page", "cannot be read"),
         ("", "cannot be read"),
@@ -162,8 +162,8 @@ def test_image_is_found_by_name_or_stem(folder: Folder, named: str, xml_name: st
         (page_xml('<TextRegion><Coords><Point x="1"/></Coords></TextRegion>'), "not two numbers"),
     ],
 )
-def test_malformed_files_are_named_and_nothing_is_written(folder: Folder, content: str, said: str) -> None:
-    with pytest.raises(DataError, match=said) as caught:
+def test_malformed_files_are_named_and_nothing_is_written(folder: Folder, content: str, expected: str) -> None:
+    with pytest.raises(DataError, match=expected) as caught:
         folder.add(content).convert()
     assert "page.xml" in str(caught.value) and "\n" not in str(caught.value)
     assert not folder.out.exists()

@@ -206,7 +206,7 @@ def test_a_bad_sample_stops_a_run_naming_shard_and_key(copy: Path) -> None:
         items[SampleRef(0, 5)]
 
 
-def test_a_bad_sample_is_stood_in_for_under_a_budget(copy: Path) -> None:
+def test_a_bad_sample_is_replaced_within_a_budget(copy: Path) -> None:
     items = PageDataset(broken(copy, KEY, "000000006"), VIEW, 0, NEW_VIEW_EVERY_EPOCH, substitute_bad=True)
     batch = collate(items.__getitems__([SampleRef(0, 5), SampleRef(0, 1)]))
     assert batch.samples.tolist() == [7, 1]  # the next that can be read, under any topology

@@ -58,7 +58,7 @@ def test_every_kind_of_location_gives_the_same_pages(dataset_folder: Path, files
         assert PackedDataset(url, QUICK).identity == PackedDataset(dataset_folder).identity
 
 
-def test_loader_workers_open_connections_of_their_own(dataset_folder: Path, files: Files) -> None:
+def test_loader_workers_open_their_own_connections(dataset_folder: Path, files: Files) -> None:
     assert same(pages(files.url, QUICK, workers=2), pages(dataset_folder))
 
 
@@ -73,7 +73,7 @@ def test_only_the_bytes_that_are_needed_travel(dataset_folder: Path, files: File
 
 
 @pytest.mark.parametrize("fault", ["drop", "stall", "503", "429", "whole"])
-def test_faults_that_pass_are_got_over(dataset_folder: Path, files: Files, fault: str) -> None:
+def test_transient_faults_are_retried(dataset_folder: Path, files: Files, fault: str) -> None:
     expected = pages(dataset_folder)
     described = () if fault == "whole" else ("dataset.json", "shard-000001.index.arrow")  # those are wanted whole
     for name in (*described, SHARD, "shard-000002.tar"):
@@ -92,7 +92,7 @@ def test_faults_that_pass_are_got_over(dataset_folder: Path, files: Files, fault
         ("404", r"shard-000000.tar does not exist"),
     ],
 )
-def test_faults_that_stay_are_one_line(files: Files, fault: str, message: str) -> None:
+def test_permanent_faults_are_one_line(files: Files, fault: str, message: str) -> None:
     dataset = PackedDataset(files.url, StorageConfig(attempts=3, timeout_s=0.3))
     records = [dataset.sample(5), dataset.sample(0)]  # of two shards: the one at fault is named
     files.faults[SHARD] = [fault] * 9
@@ -206,7 +206,7 @@ def test_a_copy_that_does_not_fit_its_checksum_is_not_kept(
     assert not list((tmp_path / "cache").glob("*/.*.tmp"))
 
 
-def test_training_goes_on_while_the_store_is_down_once_shards_are_copied(files: Files, tmp_path: Path) -> None:
+def test_training_continues_while_the_store_is_down_once_shards_are_copied(files: Files, tmp_path: Path) -> None:
     dataset, store = cached(files, tmp_path)
     expected = read_all(dataset)
     store.close()
@@ -225,7 +225,7 @@ dataset.store.close()
 """
 
 
-def test_a_killed_copy_leaves_nothing_that_is_believed(files: Files, tmp_path: Path) -> None:
+def test_a_killed_copy_leaves_no_valid_file(files: Files, tmp_path: Path) -> None:
     files.stall_s = 60
     dataset = PackedDataset(files.url, QUICK)
     record = dataset.sample(0)
