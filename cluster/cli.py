@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from cluster.records import JobRecord
     from cluster.slurm.script import Submission
 
-SiteFile = Annotated[Path, typer.Option("--site", help="Site file, such as configs/sites/gpu-cluster.yaml.")]
-ConfigFile = Annotated[Path, typer.Argument(help="Config of the run.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, such as schedule.steps=1000.")]
-Nodes = Annotated[str, typer.Option("--nodes", help="Number of nodes, such as 2, or a range, such as 1-4.")]
-After = Annotated[list[str] | None, typer.Option("--after", help="Id of a job that must finish first; repeatable.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the script without submitting it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON document.")]
-RunFolder = Annotated[Path, typer.Argument(help="Run folder.")]
+SiteOption = Annotated[Path, typer.Option("--site", help="Site file, such as configs/sites/gpu-cluster.yaml.")]
+ConfigArgument = Annotated[Path, typer.Argument(help="Config of the run.")]
+OverridesArgument = Annotated[list[str] | None, typer.Argument(help="Overrides, such as schedule.steps=1000.")]
+NodesOption = Annotated[str, typer.Option("--nodes", help="Number of nodes, such as 2, or a range, such as 1-4.")]
+AfterOption = Annotated[
+    list[str] | None, typer.Option("--after", help="Id of a job that must finish first; repeatable.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the script without submitting it.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+RunArgument = Annotated[Path, typer.Argument(help="Run folder.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -37,17 +39,17 @@ def register(app: typer.Typer) -> None:
 
 
 def submit_slurm(
-    config: ConfigFile,
-    site: SiteFile,
-    overrides: Overrides = None,
-    nodes: Nodes = "1",
+    config: ConfigArgument,
+    site: SiteOption,
+    overrides: OverridesArgument = None,
+    nodes: NodesOption = "1",
     cache: Annotated[bool, typer.Option("--cache", help="Build the teacher cache instead of training.")] = False,
     tasks: Annotated[
         int, typer.Option("--tasks", min=0, help="With --cache: size of a job array whose tasks share the work.")
     ] = 0,
-    after: After = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
+    after: AfterOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Submit a run to Slurm."""
     from cluster.site import load_site
@@ -68,11 +70,11 @@ def submit_slurm(
 def submit_pipeline(
     students: Annotated[list[Path], typer.Argument(help="Configs of students that share one teacher.")],
     teacher: Annotated[Path, typer.Option("--teacher", help="Config of their teacher.")],
-    site: SiteFile,
-    nodes: Nodes = "1",
+    site: SiteOption,
+    nodes: NodesOption = "1",
     tasks: Annotated[int, typer.Option("--tasks", min=1, help="Number of tasks that build the cache.")] = 1,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Submit teacher, cache and students as jobs that wait for each other."""
     from cluster.site import load_site
@@ -94,8 +96,8 @@ def submit_pipeline(
 
 
 def submit_to_ray(
-    config: ConfigFile,
-    overrides: Overrides = None,
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
     address: Annotated[str, typer.Option("--address", help="Address of its dashboard.")] = "http://127.0.0.1:8265",
     directory: Annotated[
         Path | None, typer.Option(help="Folder on the cluster that relative paths refer to; default: this one.")
@@ -131,7 +133,7 @@ def _print_submitted(submitted: list[tuple[Submission, JobRecord]], as_json: boo
 
 
 def doctor(
-    site: SiteFile,
+    site: SiteOption,
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="Number of nodes to check.")] = 2,
     folder: Annotated[Path, typer.Option(help="Folder that all nodes share, for the job's files.")] = Path(
         "runs/doctor"
@@ -143,8 +145,8 @@ def doctor(
 
     reports = examine(load_site(site), nodes, folder, lambda line: typer.echo(line, err=True))
     for report in reports:
-        facts = ", ".join(f"{name} {value}" for name, value in report.facts.items())
-        typer.echo(f"{report.node}: {'fault' if report.faults else 'ok'}; {facts}")
+        info = ", ".join(f"{name} {value}" for name, value in report.info.items())
+        typer.echo(f"{report.node}: {'fault' if report.faults else 'ok'}; {info}")
         for fault in report.faults:
             typer.echo(f"{report.node}: FAULT {fault}")
     raise typer.Exit(1 if any(report.faults for report in reports) else 0)
@@ -169,7 +171,7 @@ def list_jobs(
 
 
 def logs(
-    run: RunFolder, follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue as the logs grow.")] = False
+    run: RunArgument, follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue as the logs grow.")] = False
 ) -> None:
     """Print the logs of a run's newest job."""
     from cluster.jobs import is_active, job_state, log_files
@@ -191,7 +193,7 @@ def logs(
         time.sleep(1)
 
 
-def cancel(run: RunFolder) -> None:
+def cancel(run: RunArgument) -> None:
     """Cancel a run's newest job. Training saves a checkpoint first if the scheduler gives it time."""
     from cluster import jobs
 
@@ -200,7 +202,7 @@ def cancel(run: RunFolder) -> None:
     typer.echo(f"job {record.job} is being cancelled")
 
 
-def resume(run: RunFolder) -> None:
+def resume(run: RunArgument) -> None:
     """Resubmit a run's newest job, which continues from the newest complete checkpoint."""
     from cluster.jobs import is_active, job_state
     from cluster.slurm.plan import resubmission

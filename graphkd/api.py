@@ -26,7 +26,7 @@ def train(config: str | Path, *overrides: str) -> Path:
 
 
 def evaluate(config: str | Path, *overrides: str) -> dict[str, Any]:
-    """Evaluate a trained run on ``data.val`` and return COCO's figures as fractions, such as ``ap`` and ``per_class``.
+    """Evaluate a trained run on ``data.val`` and return COCO metrics as fractions, such as ``ap`` and ``per_class``.
 
     Arguments as :func:`train`.
 

@@ -9,7 +9,7 @@ import torch
 
 from graphkd.method import TeacherStatistics
 from pipeline.config import RunConfig
-from pipeline.core.distributed import pick_device
+from pipeline.core.distributed import resolve_device
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.storage.local import LocalStore
 from pipeline.data.storage.open import open_store
@@ -50,7 +50,7 @@ class RunContext:
     @property
     def device(self) -> torch.device:
         """Device of work outside the training workers."""
-        return pick_device(self.config.engine.device)
+        return resolve_device(self.config.engine.device)
 
     @property
     def distills(self) -> bool:

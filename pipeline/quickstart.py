@@ -44,7 +44,7 @@ RUNS = {"teacher": "teacher", "student_alone": "student", "student_graphkd": "st
 
 
 def quickstart(out: Path, size: str, seed: int, bar: ProgressBar) -> dict[str, Any]:
-    """Draw, pack, train, cache, distil, evaluate and report below ``out``. Return each run's figures and the seconds.
+    """Draw, pack, train, cache, distil, evaluate and report below ``out``. Return each run's metrics and the seconds.
 
     Raises:
         OutputError: if ``out`` holds something else.
@@ -61,10 +61,10 @@ def quickstart(out: Path, size: str, seed: int, bar: ProgressBar) -> dict[str, A
     with ray_session(contexts["student_alone"].config.engine.max_workers):
         _train(contexts["student_alone"], bar)
         _train(contexts["student_graphkd"], bar)
-    figures = {name: _evaluate(context, bar) for name, context in contexts.items()}
+    metrics = {name: _evaluate(context, bar) for name, context in contexts.items()}
     runs = [load_run(context.config.folder) for context in contexts.values()]
     report_runs(runs, out / "report.html", title="GraphKD quickstart")
-    return {**figures, "seconds": round(time.monotonic() - begin, 1)}
+    return {**metrics, "seconds": round(time.monotonic() - begin, 1)}
 
 
 def _claim(out: Path, size: str, seed: int) -> None:

@@ -37,23 +37,23 @@ def main() -> None:
     """Check this node and publish the results."""
     spec, task = read_spec(), read_slurm_env()
     rendezvous = Rendezvous(spec.run_folder / CLUSTER, task.job, task.restart, time.time() + TIMEOUT_S)
-    faults, facts = check(spec, task, rendezvous)
-    rendezvous.publish(f"{RESULT}-{task.node}", node=task.name, faults=faults, facts=facts)
+    faults, info = check(spec, task, rendezvous)
+    rendezvous.publish(f"{RESULT}-{task.node}", node=task.name, faults=faults, info=info)
 
 
 def check(spec: JobSpec, task: SlurmEnv, rendezvous: Rendezvous) -> tuple[list[str], dict[str, str]]:
-    """Return the faults of this node, one line each, and some facts about it."""
-    facts = {"python": platform.python_version()}
+    """Return the faults of this node, one line each, and some info about it."""
+    info = {"python": platform.python_version()}
     site = spec.site
     steps: list[Callable[[], object]] = [
         lambda: _shared_folders(site),
-        lambda: _shared_memory(facts),
+        lambda: _shared_memory(info),
         lambda: _socket_path(site, task),
         lambda: _interface(site),
-        lambda: _gpus(site, facts),
-        lambda: _libraries(facts),
+        lambda: _gpus(site, info),
+        lambda: _libraries(info),
         lambda: _exchange_files(task, rendezvous),
-        lambda: _all_reduce(site, task, rendezvous, facts),
+        lambda: _all_reduce(site, task, rendezvous, info),
     ]
     faults = []
     for step in steps:
@@ -63,7 +63,7 @@ def check(spec: JobSpec, task: SlurmEnv, rendezvous: Rendezvous) -> tuple[list[s
             faults.append(str(error))
         except Exception as error:  # unforeseen faults are reported, too
             faults.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}")
-    return faults, facts
+    return faults, info
 
 
 def _shared_folders(site: Site) -> None:
@@ -74,9 +74,9 @@ def _shared_folders(site: Site) -> None:
         )
 
 
-def _shared_memory(facts: dict[str, str]) -> None:
+def _shared_memory(info: dict[str, str]) -> None:
     free = shutil.disk_usage("/dev/shm").free / 1e9
-    facts["/dev/shm"] = f"{free:.1f} GB free"
+    info["/dev/shm"] = f"{free:.1f} GB free"
     if free < MIN_SHM_GB:
         raise ClusterError(f"/dev/shm has {free:.2f} GB free, loaders and Ray need {MIN_SHM_GB:g}; enlarge it")
 
@@ -96,22 +96,22 @@ def _interface(site: Site) -> None:
         raise ClusterError(f"interface {site.interface} is not there; it has {', '.join(known)}")
 
 
-def _gpus(site: Site, facts: dict[str, str]) -> None:
+def _gpus(site: Site, info: dict[str, str]) -> None:
     import torch
 
     seen = torch.cuda.device_count()
-    facts["GPUs"] = str(seen)
+    info["GPUs"] = str(seen)
     if seen != site.gpus_per_node:
         raise ClusterError(
             f"torch sees {seen} GPUs, the site says {site.gpus_per_node}; look at the driver and at gres"
         )
 
 
-def _libraries(facts: dict[str, str]) -> None:
+def _libraries(info: dict[str, str]) -> None:
     import ray
     import torch
 
-    facts["torch"], facts["ray"] = torch.__version__, ray.__version__
+    info["torch"], info["ray"] = torch.__version__, ray.__version__
 
 
 def _exchange_files(task: SlurmEnv, rendezvous: Rendezvous) -> None:
@@ -130,7 +130,7 @@ def _exchange_files(task: SlurmEnv, rendezvous: Rendezvous) -> None:
     )
 
 
-def _all_reduce(site: Site, task: SlurmEnv, rendezvous: Rendezvous, facts: dict[str, str]) -> None:
+def _all_reduce(site: Site, task: SlurmEnv, rendezvous: Rendezvous, info: dict[str, str]) -> None:
     """Connect all nodes and time an all-reduce of 32 MiB."""
     import torch
     import torch.distributed as dist
@@ -157,11 +157,11 @@ def _all_reduce(site: Site, task: SlurmEnv, rendezvous: Rendezvous, facts: dict[
     if on_gpu:
         torch.cuda.synchronize()
     rate = ROUNDS * ALL_REDUCE_BYTES / (time.perf_counter() - begin) / 1e9
-    facts["all-reduce"] = f"{rate:.2f} GB/s over {task.nodes} nodes"
+    info["all-reduce"] = f"{rate:.2f} GB/s over {task.nodes} nodes"
     dist.destroy_process_group()
 
 
-def results(rendezvous: Rendezvous, nodes: int) -> dict[int, dict[str, object]]:
+def read_reports(rendezvous: Rendezvous, nodes: int) -> dict[int, dict[str, object]]:
     """Results that nodes have published so far."""
     published = {node: rendezvous.get(f"{RESULT}-{node}") for node in range(nodes)}
     return {node: result for node, result in published.items() if result is not None}

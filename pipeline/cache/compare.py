@@ -24,14 +24,14 @@ from pipeline.data.loading.loader import PageDataset, collate
 from pipeline.data.loading.order import SampleRef
 from pipeline.training_step import build_training_step
 
-MAX_LOSS_DIFFERENCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 5e-3, "int8": 5e-2}
+MAX_RELATIVE_LOSS_DIFFERENCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 5e-3, "int8": 5e-2}
 """Largest relative difference of a distillation loss between cached and live signals. Rounding alone stays well below;
 another machine's arithmetic adds to it."""
 BATCH = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Agreement:
+class TeacherComparison:
     """How a sample of cached rows compares with the live teacher."""
 
     pages: int
@@ -54,7 +54,7 @@ def compare_with_live(
     cached: CachedTeacher,
     pages: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Agreement:
+) -> TeacherComparison:
     """Run the live teacher on ``pages`` rows, evenly spread over the cache, and compute the student's losses from
     both.
     """
@@ -71,7 +71,7 @@ def compare_with_live(
         with torch.no_grad():
             sums.add(stored, live, same, step(batch, stored), step(batch, live))
         progress(min(len(refs), first + BATCH), len(refs))
-    return sums.agreement(len(refs))
+    return sums.comparison(len(refs))
 
 
 def _training_step(context: RunContext) -> TrainingStep:
@@ -139,11 +139,11 @@ class _Sums:
         self.size += float(size.double().sum())
         self.values += error.numel()
 
-    def agreement(self, pages: int) -> Agreement:
+    def comparison(self, pages: int) -> TeacherComparison:
         differences = [abs(ours - theirs) / max(abs(theirs), 1e-6) for ours, theirs in self.losses.values()]
         # max() would skip a NaN; without any term, nothing was compared.
         comparable = bool(differences) and all(map(math.isfinite, differences))
-        return Agreement(
+        return TeacherComparison(
             pages=pages,
             max_error=self.max_error,
             mean_error=self.error / max(1, self.values),

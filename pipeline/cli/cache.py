@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from pipeline.cli.console import out, print_json, progress_bar
-from pipeline.cli.train import ConfigFile, Engine, Overrides, open_context
+from pipeline.cli.console import console, print_json, progress_bar
+from pipeline.cli.train import ConfigArgument, EngineOption, OverridesArgument, open_context
 from pipeline.core.progress import phased_progress
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(help="Precompute a teacher's signals once for many students.", no_args_is_help=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON document.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -39,8 +39,8 @@ def _student_context(config: Path, overrides: list[str] | None, engine: str | No
 
 @commands.command()
 def plan(
-    config: ConfigFile,
-    overrides: Overrides = None,
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
     workers: Annotated[int, typer.Option(min=1, help="Parallel builders (assumed as fast as this host).")] = 1,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs that will train from the cache.")] = 1,
     rate: Annotated[float, typer.Option(min=0.1, help="Pages per second of each of them.")] = 100.0,
@@ -59,11 +59,11 @@ def plan(
 
 
 def _show_plan(plan: Plan, gpus: int, rate: float) -> None:
-    out.print(
+    console.print(
         f"{plan.rows} pages with {plan.mean_nodes:.1f} nodes on average: {_size(plan.page_bytes)} per page, "
         f"{_size(plan.need_bytes)} to write (at most {_size(plan.most_bytes)}), {_size(plan.free_bytes)} free"
     )
-    out.print(
+    console.print(
         f"{timedelta(seconds=round(3600 * plan.hours))} with {plan.builders} builders, limited by the {plan.bound}: "
         f"{plan.pages_s:.1f} pages/s per builder; the disk writes {plan.write_mb_s:.0f} MB/s"
     )
@@ -72,20 +72,20 @@ def _show_plan(plan: Plan, gpus: int, rate: float) -> None:
         table.add_column(heading, justify="left" if heading in ("store", "dtype") else "right")
     for size in plan.sizes:
         table.add_row(size.store, size.precision, str(size.nodes), _size(size.page_bytes), _size(size.total_bytes))
-    out.print(table)
+    console.print(table)
     feeds = Table(title=f"reading: {gpus} x {rate:g} pages/s need {plan.read_mb_s:.0f} MB/s")
     for heading in ("storage", "about GB/s", "pages/s", "enough"):
         feeds.add_column(heading, justify="left" if heading == "storage" else "right")
     for feed in plan.feeds:
         feeds.add_row(feed.storage, f"{feed.gb_s:g}", f"{feed.pages_s:.0f}", "yes" if feed.enough else "no")
-    out.print(feeds)
+    console.print(feeds)
 
 
 @commands.command()
 def build(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    engine: Engine = None,
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    engine: EngineOption = None,
     workers: Annotated[
         int, typer.Option(min=0, help="Maximum number of builders on Ray; 0 for as many as the cluster has room for.")
     ] = 0,
@@ -97,7 +97,7 @@ def build(
     if as_json:
         print_json({"folder": str(folder), "rows": description.rows, "bytes": description.bytes})
     else:
-        out.print(f"{description.rows} pages, {_size(description.bytes)}: {folder}")
+        console.print(f"{description.rows} pages, {_size(description.bytes)}: {folder}")
 
 
 def _build(context: RunContext, workers: int) -> CacheJson:
@@ -112,8 +112,8 @@ def _build(context: RunContext, workers: int) -> CacheJson:
 
 @commands.command()
 def verify(
-    config: ConfigFile,
-    overrides: Overrides = None,
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
     pages: Annotated[int, typer.Option(min=0, help="Pages to compare with the live teacher.")] = 16,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0 picks a number by the amount of work.")] = 0,
     as_json: AsJson = False,
@@ -134,16 +134,16 @@ def verify(
 
 def _show_report(found: VerifyReport) -> None:
     for problem in found.problems:
-        out.print(problem, markup=False, highlight=False, soft_wrap=True)
-    seen = found.agreement
+        console.print(problem, markup=False, highlight=False, soft_wrap=True)
+    seen = found.comparison
     if seen is not None:
-        out.print(
+        console.print(
             f"{seen.pages} pages against the live teacher: features differ by at most {seen.max_error:.3g}, "
             f"{seen.mean_error:.3g} on average (mean absolute feature {seen.scale:.3g}), cosine {seen.cosine:.6f}, "
             f"losses by {seen.loss_difference:.3%}; it would choose {seen.same_nodes:.1%} of the boxes again",
             soft_wrap=True,
         )
-    out.print(f"{len(found.problems)} problems" if found.problems else "every byte is as written")
+    console.print(f"{len(found.problems)} problems" if found.problems else "every byte is as written")
 
 
 @commands.command()
@@ -160,17 +160,17 @@ def info(location: Annotated[str, typer.Argument(help="Cache folder or URL.")], 
     nodes = sum(shard.nodes for shard in description.shards)
     channels, *side = description.feature_shape
     rows = max(1, description.rows)
-    out.print(
+    console.print(
         f"{description.rows} pages in {len(description.shards)} shards, {_size(description.bytes)}, "
         f"{_size(description.bytes / rows)} per page"
     )
     compression = ", ".join(sorted({shard.compression for shard in description.shards}))
-    out.print(f"{description.store}, {description.precision}, compression {compression}; views {description.views}")
-    out.print(f"{nodes / rows:.1f} of {description.nodes} nodes per page, {channels} x {side[0]} x {side[1]} each")
+    console.print(f"{description.store}, {description.precision}, compression {compression}; views {description.views}")
+    console.print(f"{nodes / rows:.1f} of {description.nodes} nodes per page, {channels} x {side[0]} x {side[1]} each")
     accuracy = ", ".join(f"{name} {value:.1%}" for name, value in statistics.accuracy.items())
-    out.print(f"balanced accuracy of text or not: {accuracy}")
+    console.print(f"balanced accuracy of text or not: {accuracy}")
     for name, value in description.identity.items():
-        out.print(f"  {name:<24} {value}", soft_wrap=True)
+        console.print(f"  {name:<24} {value}", soft_wrap=True)
 
 
 def _size(count: float) -> str:

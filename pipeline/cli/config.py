@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.console import out, print_json
+from pipeline.cli.console import console, print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -23,7 +23,7 @@ def import_config(
     folder: Annotated[Path, typer.Option("--out", help="Folder to write configs to.")] = Path("configs/imported"),
     name: Annotated[str | None, typer.Option(help="Name of the run; default: the file's name.")] = None,
     framework: Annotated[str, typer.Option(help="Framework: torchvision or detectron2.")] = "torchvision",
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Convert a detectron2 config, and list what became of every key."""
     import yaml
@@ -45,5 +45,5 @@ def import_config(
     table = Table("key", "value", "", "our key, or why it is ignored")
     for line in imported.lines:
         table.add_row(line.key, str(line.value), line.verdict, line.why)
-    out.print(table)
-    out.print("wrote " + ", ".join(map(str, paths)))
+    console.print(table)
+    console.print("wrote " + ", ".join(map(str, paths)))

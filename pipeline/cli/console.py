@@ -27,9 +27,9 @@ from rich.text import Text
 
 from pipeline.core.progress import ProgressUpdate
 
-out = Console()
+console = Console()
 err = Console(stderr=True)
-FIGURES = {
+SHOWN_METRICS = {
     "ap": "AP",
     "ap50": "AP50",
     "ap75": "AP75",
@@ -105,7 +105,7 @@ def _pace(since: float, before: int, done: int, total: int) -> str:
 
 
 @contextmanager
-def counted(title: str, unit: str = "pages") -> Iterator[Callable[[int, int], None]]:
+def page_progress(title: str, unit: str = "pages") -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar; yields ``update(done, total)``."""
     with progress_bar(title, unit) as update:
         yield lambda done, total: update(done, total, "")
@@ -122,12 +122,12 @@ def percent(value: float | None) -> str:
     return "-" if value is None or value < 0 else f"{100 * value:.2f}"
 
 
-def figures_table(rows: dict[str, dict[str, Any]], title: str = "COCO AP, %") -> Table:
-    """Table of COCO figures, one row per run."""
+def metrics_table(rows: dict[str, dict[str, Any]], title: str = "COCO AP, %") -> Table:
+    """Table of COCO metrics, one row per run."""
     table = Table(title=title)
     table.add_column("")
-    for heading in FIGURES.values():
+    for heading in SHOWN_METRICS.values():
         table.add_column(heading, justify="right")
-    for label, figures in rows.items():
-        table.add_row(label, *(percent(figures.get(name)) for name in FIGURES))
+    for label, metrics in rows.items():
+        table.add_row(label, *(percent(metrics.get(name)) for name in SHOWN_METRICS))
     return table

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.console import counted, out, print_json
+from pipeline.cli.console import console, page_progress, print_json
 
 if TYPE_CHECKING:
     from pipeline.data.format.schema import DatasetJson
@@ -18,7 +18,7 @@ commands = typer.Typer(help="Make and inspect datasets.", no_args_is_help=True)
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 picks a number by the amount of work.")]
 OnRay = Annotated[bool, typer.Option("--ray", help="Run on Ray (RAY_ADDRESS, or this machine).")]
-AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON document.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +37,7 @@ def synth(
     """Draw annotated synthetic pages: images/ and annotations.json (COCO)."""
     from pipeline.synth import write_pages
 
-    with counted("drawing pages") as update:
+    with page_progress("drawing pages") as update:
         path = write_pages(
             out_folder,
             count=count,
@@ -46,7 +46,7 @@ def synth(
             height=height,
             progress=lambda done: update(done, count),
         )
-    out.print(f"{count} pages in {path}")
+    console.print(f"{count} pages in {path}")
 
 
 @commands.command()
@@ -67,7 +67,7 @@ def pack(
     """Pack COCO-annotated pages into webdataset tars."""
     from pipeline.data.prepare.pack import pack as pack_pages
 
-    with counted("packing pages") as update:
+    with page_progress("packing pages") as update:
         dataset = pack_pages(
             annotations,
             images,
@@ -99,7 +99,7 @@ def index(
     """Index existing tars in place: made by other tools, or replaced since they were packed."""
     from pipeline.data.prepare.index_external import index_dataset
 
-    with counted("indexing", "shards") as update:
+    with page_progress("indexing", "shards") as update:
         found = index_dataset(
             dataset,
             categories=categories,
@@ -113,7 +113,7 @@ def index(
 
 def _show_size(dataset: DatasetJson, folder: Path) -> None:
     classes, shards = len(dataset.categories), len(dataset.shards)
-    out.print(f"{dataset.samples} pages, {classes} classes in {shards} shards: {folder}")
+    console.print(f"{dataset.samples} pages, {classes} classes in {shards} shards: {folder}")
 
 
 @commands.command()
@@ -125,12 +125,12 @@ def info(dataset: Annotated[str, typer.Argument(help="Dataset folder or URL.")],
     if as_json:
         print_json(content)
         return
-    out.print(f"{content['pages']} pages, {content['regions']} regions, {content['shards']} shards")
+    console.print(f"{content['pages']} pages, {content['regions']} regions, {content['shards']} shards")
     if content["excluded"]:
-        out.print(f"{content['excluded']} samples of its tars are excluded")
-    out.print(f"identity {content['identity']}")
+        console.print(f"{content['excluded']} samples of its tars are excluded")
+    console.print(f"identity {content['identity']}")
     for name, entry in content["classes"].items():
-        out.print(f"  {name:<24} {entry['regions']:>8} regions  {'text' if entry['text'] else 'not text'}")
+        console.print(f"  {name:<24} {entry['regions']:>8} regions  {'text' if entry['text'] else 'not text'}")
 
 
 @commands.command()
@@ -146,7 +146,7 @@ def verify(
     """Check every byte, image and annotation, and list problems. Exit code 1 if there are any (and stay)."""
     from pipeline.data.prepare.verify import verify as verify_dataset
 
-    with counted("verifying", "shards") as update:
+    with page_progress("verifying", "shards") as update:
         problems = verify_dataset(
             dataset,
             exclude=exclude,
@@ -158,9 +158,9 @@ def verify(
         print_json({"problems": [asdict(problem) for problem in problems], "excluded": exclude})
     else:
         for problem in problems:
-            out.print(str(problem), markup=False, highlight=False, soft_wrap=True)
+            console.print(str(problem), markup=False, highlight=False, soft_wrap=True)
         remedy = "excluded from the dataset" if exclude else "exclude them with --exclude, or fix them and index again"
-        out.print(f"{len(problems)} problems; {remedy}" if problems else "no problems")
+        console.print(f"{len(problems)} problems; {remedy}" if problems else "no problems")
     if problems and not exclude:
         raise typer.Exit(1)
 
@@ -175,4 +175,4 @@ def convert_page(
     from pipeline.data.prepare.page_xml import convert_page_folder
 
     coco = convert_page_folder(xml, images, out_file)
-    out.print(f"{len(coco['images'])} pages, {len(coco['annotations'])} regions: {out_file}")
+    console.print(f"{len(coco['images'])} pages, {len(coco['annotations'])} regions: {out_file}")

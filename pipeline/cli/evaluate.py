@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.console import err, figures_table, out, percent, print_json
-from pipeline.cli.train import Overrides, open_context
+from pipeline.cli.console import console, err, metrics_table, percent, print_json
+from pipeline.cli.train import OverridesArgument, open_context
 from pipeline.cli.train import evaluate as evaluate_with_progress
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     config: Annotated[Path | None, typer.Argument(help="Config of a trained run.")] = None,
-    overrides: Overrides = None,
+    overrides: OverridesArgument = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Checkpoint or run folder; default: the run's best checkpoint.")
     ] = None,
@@ -39,20 +39,20 @@ def evaluate(
     if predictions is not None and annotations is not None:
         from pipeline.evaluate.coco_ap import score_files
 
-        figures, label = score_files(predictions, annotations), predictions.name
+        metrics, label = score_files(predictions, annotations), predictions.name
     else:
         assert config is not None
         context = open_context(config, overrides)
         _check_has_val(context)
         if follow:
             _follow(context)
-        figures, label = _evaluate_run(context, checkpoint), context.config.name
+        metrics, label = _evaluate_run(context, checkpoint), context.config.name
     if as_json:
-        print_json(figures)
+        print_json(metrics)
         return
-    out.print(figures_table({label: figures}))
-    for name, value in figures["per_class"].items():
-        out.print(f"  {name:<24} {percent(value):>6}")
+    console.print(metrics_table({label: metrics}))
+    for name, value in metrics["per_class"].items():
+        console.print(f"  {name:<24} {percent(value):>6}")
 
 
 def _follow(context: RunContext) -> None:

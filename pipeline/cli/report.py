@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.console import out
+from pipeline.cli.console import console
 
 
 def register(app: typer.Typer) -> None:
@@ -27,4 +27,4 @@ def report(
     from pipeline.report.runs import load_run
 
     path = report_runs([load_run(folder) for folder in runs], out_file or runs[-1] / REPORT, title, pages)
-    out.print(f"{path}")
+    console.print(f"{path}")

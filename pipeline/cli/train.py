@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.console import counted, figures_table, out, print_json, progress_bar
+from pipeline.cli.console import console, metrics_table, page_progress, print_json, progress_bar
 
 if TYPE_CHECKING:
     from pipeline.context import RunContext
     from pipeline.runs.checkpoint import Checkpoint
 
-ConfigFile = Annotated[Path, typer.Argument(help="Config of the run.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, such as schedule.steps=1000.")]
-Engine = Annotated[str | None, typer.Option("--engine", help="ray or local; default: engine.name of the config.")]
+ConfigArgument = Annotated[Path, typer.Argument(help="Config of the run.")]
+OverridesArgument = Annotated[list[str] | None, typer.Argument(help="Overrides, such as schedule.steps=1000.")]
+EngineOption = Annotated[str | None, typer.Option("--engine", help="ray or local; default: engine.name of the config.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def open_context(config: Path, overrides: list[str] | None, engine: str | None = None) -> RunContext:
-    """Context of the config with overrides; ``engine`` takes precedence."""
+    """Load a config with overrides and return its context; ``engine`` overrides ``engine.name``."""
     from pipeline.config import load_config
     from pipeline.context import RunContext
 
@@ -34,18 +34,18 @@ def open_context(config: Path, overrides: list[str] | None, engine: str | None =
 
 
 def train(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    engine: Engine = None,
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    engine: EngineOption = None,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Train ten steps on one page in this process; writes nothing.")
     ] = False,
     allow_changes: Annotated[
-        bool, typer.Option("--allow-changes", help="Continue a run under a config that differs from its own.")
+        bool, typer.Option("--allow-changes", help="Resume even if the config differs from the run's.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Train a run to its end and evaluate it. Rerun to resume from the newest checkpoint."""
+    """Train to completion, then evaluate on data.val. Rerun to resume from the newest checkpoint."""
     context = open_context(config, overrides, engine)
     if smoke:
         _smoke(context, as_json)
@@ -53,15 +53,14 @@ def train(
     checkpoint = _train(context, allow_changes)
     if int(os.environ.get("RANK", "0")):
         return  # under torchrun, rank 0 does the rest
-    folder, figures = context.config.folder, dict[str, Any]()
-    if context.val is not None:
-        figures = evaluate(context)
+    folder = context.config.folder
+    metrics = {} if context.val is None else evaluate(context)
     if as_json:
-        print_json({"run": str(folder), "step": checkpoint.step, **figures})
+        print_json({"run": str(folder), "step": checkpoint.step, **metrics})
         return
-    out.print(f"{folder}: step {checkpoint.step}, {checkpoint.folder}")
-    if figures:
-        out.print(figures_table({context.config.name: figures}))
+    console.print(f"{folder}: step {checkpoint.step}, {checkpoint.folder}")
+    if metrics:
+        console.print(metrics_table({context.config.name: metrics}))
 
 
 def _train(context: RunContext, allow_changes: bool) -> Checkpoint:
@@ -80,7 +79,7 @@ def evaluate(context: RunContext, checkpoint: Checkpoint | None = None) -> dict[
     """Evaluate a run under a progress bar of pages."""
     from pipeline.train.run import evaluate_run
 
-    with counted(f"evaluating {context.config.name}") as update:
+    with page_progress(f"evaluating {context.config.name}") as update:
         return evaluate_run(context, checkpoint, update)
 
 
@@ -91,5 +90,5 @@ def _smoke(context: RunContext, as_json: bool) -> None:
     if as_json:
         print_json({"losses": losses})
         return
-    out.print("  ".join(f"{loss:.3f}" for loss in losses))
-    out.print(f"ten steps on one page: loss {losses[0]:.3f} -> {losses[-1]:.3f}")
+    console.print("  ".join(f"{loss:.3f}" for loss in losses))
+    console.print(f"ten steps on one page: loss {losses[0]:.3f} -> {losses[-1]:.3f}")

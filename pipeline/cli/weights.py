@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.console import out, print_json
+from pipeline.cli.console import console, print_json
 from pipeline.cli.train import open_context
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def import_weights(
     config: Annotated[Path, typer.Argument(help="Config of the run to create.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Overrides, such as run.folder=runs/r50.")] = None,
     part: Annotated[str, typer.Option(help="Network of a file with both: student or teacher.")] = "student",
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Make a finished run of a checkpoint, and list which of its tensors matched."""
     from graphkd.errors import ConfigError
@@ -51,11 +51,11 @@ def import_weights(
 
 def _show_match(found: TensorMatch, folder: Path) -> None:
     for name, (theirs, ours) in found.shape_mismatch.items():
-        out.print(f"{name}: {theirs} in the file, {ours} in the detector")
+        console.print(f"{name}: {theirs} in the file, {ours} in the detector")
     for title, names in (("missing in the file", found.missing), ("not used", found.unused)):
         listed = f": {', '.join(names[:MAX_NAMES])}{' ...' * (len(names) > MAX_NAMES)}" if names else ""
-        out.print(f"{len(names)} {title}{listed}")
-    out.print(f"{len(found.matched)} tensors imported into {folder}")
+        console.print(f"{len(names)} {title}{listed}")
+    console.print(f"{len(found.matched)} tensors imported into {folder}")
 
 
 def export_weights(
@@ -65,4 +65,4 @@ def export_weights(
     """Write a run's detector as a detectron2 checkpoint."""
     from pipeline.detectron2.weights import export_weights as export_checkpoint
 
-    out.print(f"{export_checkpoint(run, file)} tensors in {file}")
+    console.print(f"{export_checkpoint(run, file)} tensors in {file}")

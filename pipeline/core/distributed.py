@@ -36,21 +36,21 @@ class World:
         """Whether this is rank 0, which writes files."""
         return self.rank == 0
 
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum of ``values`` over all ranks. A collective."""
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        """Sum of ``values``, which is not modified, over all ranks. A collective."""
         if self.size > 1:
             values = values.clone()
             dist.all_reduce(values)
         return values
 
-    def gather(self, value: Value) -> list[Value]:
+    def all_gather_object(self, value: Value) -> list[Value]:
         """Values of all ranks, by rank, on every rank. A collective; for small objects."""
         gathered: list[Any] = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(gathered, value, group=self.cpu_group)
         return gathered
 
-    def collect(self, value: Value) -> list[Value]:
+    def gather_object(self, value: Value) -> list[Value]:
         """Values of all ranks, by rank, on rank 0; an empty list on the others. A collective."""
         if self.size == 1:
             return [value]
@@ -59,36 +59,39 @@ class World:
         return collected
 
 
-def init_distributed(rank: int, size: int, device: torch.device) -> World:
-    """World of a process whose process group, if any, is initialised. A collective."""
+def create_world(rank: int, size: int, device: torch.device) -> World:
+    """Set the CUDA device and create the gloo group; with several ranks, torch.distributed must be initialised.
+
+    A collective.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    cpu_group = dist.new_group(backend="gloo") if size > 1 else None
+    cpu_group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if size > 1 else None
     return World(rank=rank, size=size, device=device, cpu_group=cpu_group)
 
 
 @contextmanager
-def local_world(device: str = "auto") -> Iterator[World]:
-    """World that torchrun's environment variables describe, or of this process alone."""
+def torchrun_world(device: str = "auto") -> Iterator[World]:
+    """Initialise torch.distributed from torchrun's environment variables; a single rank without ``WORLD_SIZE``."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    where = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    resolved = resolve_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if size > 1:
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group("nccl" if resolved.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
     try:
-        yield init_distributed(int(os.environ.get("RANK", "0")), size, where)
-    except StoppedError:  # raised by all ranks together, unlike other errors
-        _leave(size)
+        yield create_world(int(os.environ.get("RANK", "0")), size, resolved)
+    except StoppedError:  # raised on all ranks, so that the barrier cannot hang; other errors skip it
+        _barrier_and_destroy(size)
         raise
-    _leave(size)
+    _barrier_and_destroy(size)
 
 
-def _leave(size: int) -> None:
+def _barrier_and_destroy(size: int) -> None:
     if size > 1:
-        dist.barrier()  # a rank that exits first can break the last messages of the others
+        dist.barrier()  # otherwise, the first rank to exit may close connections that others still use
         dist.destroy_process_group()
 
 
-def pick_device(device: str, local_rank: int = 0) -> torch.device:
+def resolve_device(device: str, local_rank: int = 0) -> torch.device:
     """Resolve ``auto``, ``cpu`` or ``cuda`` to a device of this machine."""
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         return torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))

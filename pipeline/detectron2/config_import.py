@@ -14,7 +14,7 @@ from typing import Any, Literal
 from graphkd.errors import ConfigError
 from pipeline.config.layers import merge, nest
 from pipeline.detectron2.rules import DEFAULTS, DISTILLS, MASKS, RULES, TERMS, D2File, Rule, Tree, hardness
-from pipeline.detectron2.yaml_reader import read_detectron2
+from pipeline.detectron2.yaml_reader import read_detectron2_yaml
 
 UNKNOWN = "has no counterpart"
 PAGE_RATIO = math.sqrt(2)
@@ -52,7 +52,7 @@ def import_detectron2(path: Path, name: str | None = None, framework: str = "tor
         ConfigError: if a file cannot be read safely, or names something unknown.
     """
     name = name or path.stem.lower()
-    content = read_detectron2(path)
+    content = read_detectron2_yaml(path)
     teacher_content = content.pop("TEACHER", None)
     adapter = {"detector": {"framework": framework}}
     config, lines = _convert(content)

@@ -30,7 +30,7 @@ METRICS = (
     "ar_medium",
     "ar_large",
 )
-"""pycocotools' twelve figures in its order: fractions, -1 if undefined."""
+"""pycocotools' twelve metrics in its order: fractions, -1 if undefined."""
 
 
 def score_files(predictions: Path, annotations: Path) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def score_files(predictions: Path, annotations: Path) -> dict[str, Any]:
 def score(
     ground_truth: Mapping[str, Any], predictions: list[dict[str, Any]], source: str = "predictions"
 ) -> dict[str, Any]:
-    """Return the twelve COCO figures (:data:`METRICS`), ``per_class`` AP by name, as fractions, and ``pages``.
+    """Return the twelve COCO metrics (:data:`METRICS`), ``per_class`` AP by name, as fractions, and ``pages``.
 
     Args:
         ground_truth: content of a COCO annotation file, with ``area``.
@@ -69,9 +69,9 @@ def score(
             "give the annotations they were made for"
         )
     evaluation = _evaluate(_renumbered(ground_truth), predictions)
-    figures = dict(zip(METRICS, (float(value) for value in evaluation.stats), strict=True))
+    metrics = dict(zip(METRICS, (float(value) for value in evaluation.stats), strict=True))
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
-    return {**figures, "per_class": _per_class(evaluation, names), "pages": len(known)}
+    return {**metrics, "per_class": _per_class(evaluation, names), "pages": len(known)}
 
 
 def _renumbered(ground_truth: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,19 +22,20 @@ def predict(
     dataset: PackedDataset,
     view: AugmentationConfig,
     *,
-    batch: int,
+    batch_size: int,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
     rank: int = 0,
-    ranks: int = 1,
+    world_size: int = 1,
 ) -> list[dict[str, Any]]:
-    """Detect regions on every page, in dataset order, as COCO results in image px with the dataset's category ids.
+    """Run the detector on every page and return COCO results: ``bbox`` as x, y, width, height in image px.
 
-    With several ``ranks``, each page is processed by one of them; returns the results of ``rank``.
+    With several ranks, only the pages of ``rank``. Puts the detector in evaluation mode. ``progress`` is called with
+    (position in the dataset, pages in total).
     """
     detector.eval()
     pages = PageDataset(dataset, view, seed=0, views=EVALUATION_VIEW)
-    loader = page_loader(pages, FinitePassBatches(range(len(dataset)), batch, rank, ranks), workers=0)
+    loader = page_loader(pages, FinitePassBatches(range(len(dataset)), batch_size, rank, world_size), workers=0)
     results: list[dict[str, Any]] = []
     for page_batch in loader:
         features = detector.features(page_batch.images.to(device), page_batch.image_sizes())
@@ -49,51 +50,51 @@ def predict(
 def coco_results(
     detections: Detections, dataset: PackedDataset, sample: Sample, affine: list[float]
 ) -> list[dict[str, Any]]:
-    """Convert detections on the canvas to COCO results in image px; ``affine`` is the page's ``PageBatch.affine``."""
-    scale_x, scale_y, shift_x, shift_y = affine
+    """Convert detections on the canvas to COCO results in image px; ``affine`` is one row of ``PageBatch.affine``."""
+    scale_x, scale_y, shift_x, shift_y = affine  # canvas = scale * image + shift
     width, height = sample.size
     shift = torch.tensor([shift_x, shift_y] * 2, dtype=torch.float64)
     boxes = (detections.boxes.cpu().double() - shift) / torch.tensor([scale_x, scale_y] * 2, dtype=torch.float64)
     left, top, right, bottom = boxes.unbind(dim=1)
-    if scale_x < 0:
+    if scale_x < 0:  # mirrored
         left, right = right, left
     left, right = left.clamp(0, width), right.clamp(0, width)
     top, bottom = top.clamp(0, height), bottom.clamp(0, height)
-    sides = torch.stack([left, top, right - left, bottom - top], dim=1)
+    boxes_xywh = torch.stack([left, top, right - left, bottom - top], dim=1)
     categories = dataset.description.categories
-    rows = zip(sides.tolist(), detections.scores.tolist(), detections.classes.tolist(), strict=True)
+    rows = zip(boxes_xywh.tolist(), detections.scores.tolist(), detections.classes.tolist(), strict=True)
     return [
         {
             "image_id": sample.image_id,
-            "category_id": categories[number].id,
+            "category_id": categories[class_index].id,
             "bbox": [round(value, 3) for value in box],
             "score": round(confidence, 6),
         }
-        for box, confidence, number in rows
+        for box, confidence, class_index in rows
     ]
 
 
 def ground_truth(dataset: PackedDataset) -> dict[str, Any]:
-    """Annotations of a packed dataset as the content of a COCO file."""
+    """Annotations of a packed dataset in COCO format."""
     categories = dataset.description.categories
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(len(dataset)):
         sample = dataset.sample(index)
         images.append({"id": sample.image_id, "width": sample.size[0], "height": sample.size[1]})
-        for box, number, crowd in zip(sample.boxes.tolist(), sample.classes, sample.crowd, strict=True):
+        for box, class_index, crowd in zip(sample.boxes.tolist(), sample.classes, sample.crowd, strict=True):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": sample.image_id,
-                    "category_id": categories[number].id,
+                    "category_id": categories[class_index].id,
                     "bbox": box,
                     "area": box[2] * box[3],
                     "iscrowd": int(crowd),
                 }
             )
-    named = [{"id": category.id, "name": category.name} for category in categories]
-    return {"images": images, "annotations": annotations, "categories": named}
+    coco_categories = [{"id": category.id, "name": category.name} for category in categories]
+    return {"images": images, "annotations": annotations, "categories": coco_categories}
 
 
 def evaluate(
@@ -101,10 +102,10 @@ def evaluate(
     dataset: PackedDataset,
     view: AugmentationConfig,
     *,
-    batch: int,
+    batch_size: int,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Figures (see :func:`pipeline.evaluate.coco_ap.score`) and COCO results of a detector on every page."""
-    results = predict(detector, dataset, view, batch=batch, device=device, progress=progress)
+    """Run :func:`predict`, and return COCO metrics (see :func:`pipeline.evaluate.coco_ap.score`) and results."""
+    results = predict(detector, dataset, view, batch_size=batch_size, device=device, progress=progress)
     return score(ground_truth(dataset), results), results

@@ -112,7 +112,7 @@ def _draw_losses(axes: Axes, runs: list[RunSummary], title: str, curve: Curve) -
         axes.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8)
         marker = "o" if len(steps) == 1 else None
         axes.plot(steps, smoothed(values, SMOOTHING * len(values)), color=colour, linewidth=1.8, marker=marker)
-        restarts = [start.step for start in run.starts[1:]]
+        restarts = [attempt.step for attempt in run.attempts[1:]]
         axes.vlines(restarts, 0, 0.06, transform=axes.get_xaxis_transform(), color=colour, linewidth=1.2)
         limit = max(limit, float(np.percentile(values[np.isfinite(values)], 98)))
     if axes.lines:

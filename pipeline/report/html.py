@@ -24,7 +24,15 @@ from pipeline.report.charts import class_bars, loss_curves, run_colour
 from pipeline.report.graph import teacher_graph
 from pipeline.report.pages import Regions, columns_of, draw_page
 from pipeline.report.runs import RunSummary, class_names
-from pipeline.report.tables import class_rows, commands, config_rows, notices, run_rows, start_rows, summary
+from pipeline.report.tables import (
+    attempt_rows,
+    class_rows,
+    commands,
+    comparison_warnings,
+    config_rows,
+    run_rows,
+    summary,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +77,13 @@ def write_report(
     content = _template().render(
         title=title,
         summary=summary(runs),
-        notices=notices(runs),
+        comparison_warnings=comparison_warnings(runs),
         runs=[{"label": run.label, "colour": run_colour(index)} for index, run in enumerate(runs)],
         rows=run_rows(runs),
         classes=class_rows(runs),
         bars=_embed(class_bars(runs)) if class_names(runs) else None,
         curves=_embed(loss_curves(runs)) if any(run.metrics for run in runs) else None,
-        starts=start_rows(runs),
+        starts=attempt_rows(runs),
         pages=[] if dataset is None else _page_pictures(dataset, runs, pages),
         score_threshold=SCORE_THRESHOLD,
         graph=None if graph is None else _embed(graph),

@@ -13,9 +13,9 @@ import yaml
 
 from pipeline.core.errors import DataError
 from pipeline.core.run_paths import CONFIG, EVALUATION, PREDICTIONS
+from pipeline.runs.attempts import RunAttempt, read_attempts
 from pipeline.runs.evaluations import read_evaluations
 from pipeline.runs.metrics import read_metrics
-from pipeline.runs.start_history import RunStart, read_start_history
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class RunSummary:
     """Content of ``eval.json``: AP and AR as fractions, -1 if not defined."""
     evaluations: list[dict[str, Any]]
     """Evaluations during training by step."""
-    starts: list[RunStart]
+    attempts: list[RunAttempt]
     predictions: dict[int, list[dict[str, Any]]]
     """COCO results by image id: category_id of the dataset, bbox (x, y, width, height in image px), score."""
 
@@ -84,7 +84,7 @@ def load_run(folder: Path, label: str | None = None) -> RunSummary:
         metrics=read_metrics(folder),
         evaluation=_read_json(folder / EVALUATION, dict),
         evaluations=read_evaluations(folder),
-        starts=read_start_history(folder),
+        attempts=read_attempts(folder),
         predictions=_read_predictions(folder / PREDICTIONS),
     )
 

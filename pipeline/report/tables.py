@@ -12,10 +12,10 @@ from statistics import median
 from typing import Any
 
 from pipeline.report.runs import RunSummary, class_names
-from pipeline.runs.start_history import FINISHED
+from pipeline.runs.attempts import FINISHED
 
 MISSING = "\N{EN DASH}"
-FIGURES = {
+METRICS = {
     "AP": "ap",
     "AP50": "ap50",
     "AP75": "ap75",
@@ -36,77 +36,81 @@ class Row:
 
 def summary(runs: list[RunSummary]) -> str:
     """One sentence: the AP of every evaluated run."""
-    figures = [f"{run.label} {run.points():.1f}" for run in runs if not math.isnan(run.points())]
-    if not figures:
+    scores = [f"{run.label} {run.points():.1f}" for run in runs if not math.isnan(run.points())]
+    if not scores:
         return "No run has been evaluated yet."
-    return f"AP: {', '.join(figures)}."
+    return f"AP: {', '.join(scores)}."
 
 
-def notices(runs: list[RunSummary]) -> list[str]:
-    """Reasons for which the runs cannot be compared directly."""
+def comparison_warnings(runs: list[RunSummary]) -> list[str]:
+    """Differences that make the runs not directly comparable."""
     evaluated = [run for run in runs if run.evaluation]
     students = [run for run in evaluated if role(run, runs) != "teacher"]
-    found = []
+    warnings = []
     if len({run.setting("data", "val") for run in evaluated}) > 1:
-        found.append("The runs were evaluated on different pages.")
+        warnings.append("The runs were evaluated on different pages.")
     if len({run.trained_steps for run in students if run.trained_steps}) > 1:
-        found.append("The students were trained for different numbers of steps.")
+        warnings.append("The students were trained for different numbers of steps.")
     if len(evaluated) > 1:
-        found.append("Each figure is one training with one seed; other seeds give other figures.")
-    return found
+        warnings.append("Each figure is one training with one seed; other seeds give other scores.")
+    return warnings
 
 
 def role(run: RunSummary, runs: list[RunSummary]) -> str:
-    """What the run is among ``runs``."""
+    """Role of the run: teacher, distilled student, or student alone."""
     if run.is_distilled:
         return "distilled student"
-    return "teacher" if any(_is_teacher(run, other) for other in runs if other is not run) else "trained alone"
+    return "teacher" if any(_is_teacher(run, other) for other in runs if other is not run) else "student alone"
 
 
 def _is_teacher(run: RunSummary, student: RunSummary) -> bool:
     teacher = student.setting("teacher", "run") if student.is_distilled else None
-    # Compared by name, so that reports of runs that were moved together still show it.
+    # Folder names are compared instead of paths, so that the match survives moving the runs.
     return teacher is not None and Path(str(teacher)).resolve().name == run.folder.resolve().name
 
 
 def run_rows(runs: list[RunSummary]) -> list[Row]:
     """Role, accuracy, size and cost of each run, without rows that are empty for all of them."""
-    columns: dict[str, Callable[[RunSummary], str]] = {
+    formatters: dict[str, Callable[[RunSummary], str]] = {
         "Role": lambda run: role(run, runs),
         "Detector": _detector,
-        **{f"{name}, %": lambda run, key=key: _points(run.points(key)) for name, key in FIGURES.items()},  # type: ignore[misc]
-        "Evaluated pages": lambda run: _count((run.evaluation or {}).get("pages")),
-        "Trained steps": lambda run: _count(run.trained_steps),
+        **{f"{name}, %": lambda run, key=key: _format_percent(run.points(key)) for name, key in METRICS.items()},  # type: ignore[misc]
+        "Evaluated pages": lambda run: _format_count((run.evaluation or {}).get("pages")),
+        "Trained steps": lambda run: _format_count(run.trained_steps),
         "Parameters": _parameters,
-        "Training time": lambda run: _logged(run, "seconds", lambda values: duration(values[-1])),
-        "Training speed, pages/s": lambda run: _logged(run, "pages_per_s", lambda values: f"{median(values):.3g}"),
-        "Waiting for data": lambda run: _logged(run, "data_wait", lambda values: f"{100 * median(values):.0f} %"),
+        "Training time": lambda run: _format_logged(run, "seconds", lambda values: duration(values[-1])),
+        "Training speed, pages/s": lambda run: _format_logged(
+            run, "pages_per_s", lambda values: f"{median(values):.3g}"
+        ),
+        "Data wait, % of time": lambda run: _format_logged(
+            run, "data_wait", lambda values: f"{100 * median(values):.0f}"
+        ),
     }
-    rows = [Row(name, [text(run) for run in runs]) for name, text in columns.items()]
+    rows = [Row(name, [format_cell(run) for run in runs]) for name, format_cell in formatters.items()]
     return [row for row in rows if set(row.cells) != {MISSING}]
 
 
 def class_rows(runs: list[RunSummary]) -> list[Row]:
     """AP of each class, as percentages."""
-    return [Row(name, [_points(run.class_points(name)) for run in runs]) for name in class_names(runs)]
+    return [Row(name, [_format_percent(run.class_points(name)) for run in runs]) for name in class_names(runs)]
 
 
-def start_rows(runs: list[RunSummary]) -> list[list[str]]:
-    """Starts of the runs that were started more than once: run, time, steps, workers, end, repeated steps."""
+def attempt_rows(runs: list[RunSummary]) -> list[list[str]]:
+    """Attempts of the runs that have several: run, start time, steps, workers, end, repeated steps."""
     rows = []
-    for run in (run for run in runs if len(run.starts) > 1):
-        for start, following in zip(run.starts, [*run.starts[1:], None], strict=True):
-            lasted = f" after {duration(start.ended - start.time)}" if start.ended is not None else ""
-            # All that is known of a killed start is what it logged.
-            repeated = 0 if following is None else max(0, start.last_step - following.step)
+    for run in (run for run in runs if len(run.attempts) > 1):
+        for attempt, next_attempt in zip(run.attempts, [*run.attempts[1:], None], strict=True):
+            lasted = f" after {duration(attempt.ended - attempt.started)}" if attempt.ended is not None else ""
+            # The last step of a killed attempt is the last one that it logged.
+            repeated = 0 if next_attempt is None else max(0, attempt.last_step - next_attempt.step)
             rows.append(
                 [
                     run.label,
-                    datetime.fromtimestamp(start.time, timezone.utc).strftime("%Y-%m-%d %H:%M:%S"),
-                    f"{start.step:,} to {start.last_step:,}",
-                    f"{start.workers} on {start.host}",
-                    (start.reason or "unknown") + lasted,
-                    MISSING if start.reason == FINISHED or following is None else f"{repeated:,}",
+                    datetime.fromtimestamp(attempt.started, timezone.utc).strftime("%Y-%m-%d %H:%M:%S"),
+                    f"{attempt.step:,} to {attempt.last_step:,}",
+                    f"{attempt.workers} on {attempt.hosts}",
+                    (attempt.reason or "unknown") + lasted,
+                    MISSING if attempt.reason == FINISHED or next_attempt is None else f"{repeated:,}",
                 ]
             )
     return rows
@@ -116,23 +120,25 @@ def config_rows(runs: list[RunSummary]) -> list[Row]:
     """Dotted config keys whose values differ between runs."""
     configs = [_flatten(run.config) for run in runs]
     keys = dict.fromkeys(key for config in configs for key in config)
-    sections = {key.rsplit(".", depth)[0] for key in keys for depth in range(1, key.count(".") + 1)}
+    parents = {key.rsplit(".", depth)[0] for key in keys for depth in range(1, key.count(".") + 1)}
     rows = [
-        Row(key, [MISSING if config.get(key) is None else _plain(config[key]) for config in configs])
+        Row(key, [MISSING if config.get(key) is None else _format_value(config[key]) for config in configs])
         for key in keys
-        if key not in sections and key not in ("name", "run.folder")
+        if key not in parents and key not in ("name", "run.folder")
     ]
     return [row for row in rows if len(set(row.cells)) > 1]
 
 
 def commands(runs: list[RunSummary]) -> list[str]:
-    """Shell lines that train every run again under another name, and write this report."""
+    """Shell commands that retrain each run under a new name and regenerate this report."""
     lines = []
     for run in runs:
         name = f"{run.config.get('name', run.folder.resolve().name)}-again"
         folder = run.setting("run", "folder")
-        moved = [f"run.folder={Path(str(folder)).with_name(name)}"] if folder else []
-        lines.append(shlex.join(["graphkd", "train", str(run.folder / "config.yaml"), f"name={name}", *moved]))
+        folder_override = [f"run.folder={Path(str(folder)).with_name(name)}"] if folder else []
+        lines.append(
+            shlex.join(["graphkd", "train", str(run.folder / "config.yaml"), f"name={name}", *folder_override])
+        )
     return [*lines, shlex.join(["graphkd", "report", *(str(run.folder) for run in runs)])]
 
 
@@ -151,11 +157,11 @@ def _detector(run: RunSummary) -> str:
     return ", ".join(str(part).replace("_", " ") for part in parts if part) or MISSING
 
 
-def _points(value: float) -> str:
+def _format_percent(value: float) -> str:
     return MISSING if math.isnan(value) else f"{value:.1f}"
 
 
-def _count(value: Any) -> str:
+def _format_count(value: Any) -> str:
     return MISSING if value is None else f"{value:,}"
 
 
@@ -164,7 +170,7 @@ def _parameters(run: RunSummary) -> str:
     return MISSING if not count else f"{count / 1e6:.1f} M"
 
 
-def _logged(run: RunSummary, key: str, text: Callable[[list[float]], str]) -> str:
+def _format_logged(run: RunSummary, key: str, text: Callable[[list[float]], str]) -> str:
     values = [float(line[key]) for line in run.metrics if line.get(key) is not None and math.isfinite(line[key])]
     return text(values) if values else MISSING
 
@@ -176,7 +182,7 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _plain(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_plain(entry) for entry in value) + "]"
+        return "[" + ", ".join(_format_value(entry) for entry in value) + "]"
     return str(value).lower() if isinstance(value, bool) else str(value)

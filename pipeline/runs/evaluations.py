@@ -12,7 +12,7 @@ from pipeline.core.jsonl import append_jsonl, read_jsonl
 from pipeline.core.run_paths import EVALUATIONS
 
 Evaluations = list[dict[str, Any]]
-"""By step: ``step`` and the figures of :func:`pipeline.evaluate.coco_ap.score`."""
+"""By step: ``step`` and the metrics of :func:`pipeline.evaluate.coco_ap.score`."""
 
 
 def read_evaluations(folder: Path, up_to: int | None = None) -> Evaluations:

@@ -27,7 +27,7 @@ class Ledger:
 
     def __init__(self, folder: Path, world: World) -> None:
         own = time.time_ns() if world.is_main else 0
-        self._start = int(world.sum(torch.tensor(own, device=world.device)))
+        self._start = int(world.all_reduce_sum(torch.tensor(own, device=world.device)))
         path = folder / LEDGER / f"start-{self._start}-rank-{world.rank:05d}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf8")

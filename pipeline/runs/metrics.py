@@ -40,7 +40,7 @@ class Metrics:
         self._pages = 0
         self._sums: dict[str, Tensor] = {}
         self.last_step = start_step
-        """Newest step that was logged or counted."""
+        """Newest step that was logged or page_progress."""
 
     def state_dict(self) -> dict[str, Any]:
         """Sums since the last line, over all ranks, for a checkpoint. A collective."""
@@ -60,7 +60,9 @@ class Metrics:
     def _summed(self) -> list[float]:
         if not self._sums:
             return []
-        summed: list[float] = self.world.sum(torch.stack([self._sums[name] for name in sorted(self._sums)])).tolist()
+        summed: list[float] = self.world.all_reduce_sum(
+            torch.stack([self._sums[name] for name in sorted(self._sums)])
+        ).tolist()
         return summed
 
     def add_data_wait(self, seconds: float) -> None:
@@ -111,10 +113,10 @@ class Metrics:
         for name in ("pages_per_s", "data_wait", "memory_gb"):
             self._events.add_scalar(f"speed/{name}", line[name], line["step"])
 
-    def log_evaluation(self, step: int, figures: dict[str, float]) -> None:
-        """Write an evaluation's figures to TensorBoard."""
+    def log_evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Write an evaluation's metrics to TensorBoard."""
         if self._events is not None:
-            for name, value in figures.items():
+            for name, value in metrics.items():
                 self._events.add_scalar(f"val/{name}", value, step)
 
     def close(self) -> None:

@@ -13,21 +13,21 @@ MAX_TURN_DEG = 0.6
 Box = tuple[float, float, float, float]
 
 
-def with_defects(image: Image.Image, boxes: list[Box], random: np.random.Generator) -> tuple[Image.Image, list[Box]]:
+def with_defects(image: Image.Image, boxes: list[Box], rng: np.random.Generator) -> tuple[Image.Image, list[Box]]:
     """Apply defects to about a third of the pages; boxes (xyxy, px) are rotated with the page."""
-    if random.random() >= DEFECTIVE_SHARE:
+    if rng.random() >= DEFECTIVE_SHARE:
         return image, boxes
-    if random.random() < 0.5:
-        image, boxes = turned(image, boxes, float(random.uniform(-MAX_TURN_DEG, MAX_TURN_DEG)))
-    if random.random() < 0.4:
-        image = image.filter(ImageFilter.GaussianBlur(float(random.uniform(0.2, 0.6)) * image.height / 256))
+    if rng.random() < 0.5:
+        image, boxes = turned(image, boxes, float(rng.uniform(-MAX_TURN_DEG, MAX_TURN_DEG)))
+    if rng.random() < 0.4:
+        image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.2, 0.6)) * image.height / 256))
     pixels = np.asarray(image, dtype=np.float32)
-    pixels = pixels * np.sort(random.uniform(0.82, 1.0, 3))[::-1].astype(
+    pixels = pixels * np.sort(rng.uniform(0.82, 1.0, 3))[::-1].astype(
         np.float32
     )  # yellowed paper: blue fades most, red least
-    pixels = pixels * _shadow(image.size, random)
-    pixels = pixels + random.normal(0, random.uniform(2, 9), (*pixels.shape[:2], 1)).astype(np.float32)
-    return _specked(np.clip(pixels, 0, 255).astype(np.uint8), random), boxes
+    pixels = pixels * _shadow(image.size, rng)
+    pixels = pixels + rng.normal(0, rng.uniform(2, 9), (*pixels.shape[:2], 1)).astype(np.float32)
+    return _specked(np.clip(pixels, 0, 255).astype(np.uint8), rng), boxes
 
 
 def turned(image: Image.Image, boxes: list[Box], degrees: float) -> tuple[Image.Image, list[Box]]:
@@ -49,19 +49,19 @@ def turned(image: Image.Image, boxes: list[Box], degrees: float) -> tuple[Image.
     return image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=white), moved
 
 
-def _shadow(size: tuple[int, int], random: np.random.Generator) -> NDArray[np.float32]:
+def _shadow(size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float32]:
     """Brightness that falls to one side, sometimes with a dark edge: [H, W, 1]."""
     across = np.linspace(0, 1, size[0], dtype=np.float32)[None, :, None]
     down = np.linspace(0, 1, size[1], dtype=np.float32)[:, None, None]
-    slope_x, slope_y = random.uniform(-0.12, 0.12, 2)
+    slope_x, slope_y = rng.uniform(-0.12, 0.12, 2)
     light = 1 + slope_x * (across - 0.5) + slope_y * (down - 0.5)
-    if random.random() < 0.3:
+    if rng.random() < 0.3:
         light = light * (1 - 0.5 * np.exp(-across * size[0] / 3))
     return light.astype(np.float32)
 
 
-def _specked(pixels: NDArray[np.uint8], random: np.random.Generator) -> Image.Image:
-    count = int(random.integers(0, 30))
-    rows, columns = random.integers(0, pixels.shape[0], count), random.integers(0, pixels.shape[1], count)
-    pixels[rows, columns] = random.integers(0, 120, (count, 1), dtype=np.uint8)
+def _specked(pixels: NDArray[np.uint8], rng: np.random.Generator) -> Image.Image:
+    count = int(rng.integers(0, 30))
+    rows, columns = rng.integers(0, pixels.shape[0], count), rng.integers(0, pixels.shape[1], count)
+    pixels[rows, columns] = rng.integers(0, 120, (count, 1), dtype=np.uint8)
     return Image.fromarray(pixels)

@@ -35,7 +35,7 @@ class Sheet:
     """Final px."""
     height: int
     """Final px."""
-    random: np.random.Generator
+    rng: np.random.Generator
     family: str
     body: float
     """Font size of running text, units."""
@@ -48,9 +48,9 @@ class Sheet:
     """Class and nominal area of each region, units."""
 
     def __post_init__(self) -> None:
-        self.sampling = 2 if self.height < SUPERSAMPLING_BELOW_PX else 1
-        self.unit = self.height * self.sampling / 256
-        self.image = Image.new("RGB", (self.width * self.sampling, self.height * self.sampling), "white")
+        self.supersampling = 2 if self.height < SUPERSAMPLING_BELOW_PX else 1
+        self.px_per_unit = self.height * self.supersampling / 256
+        self.image = Image.new("RGB", (self.width * self.supersampling, self.height * self.supersampling), "white")
         self.draw = ImageDraw.Draw(self.image)
 
     @property
@@ -58,26 +58,28 @@ class Sheet:
         """Width in units."""
         return 256 * self.width / self.height
 
-    def face(self, size: float, style: str = "") -> ImageFont.FreeTypeFont:
+    def font(self, size: float, style: str = "") -> ImageFont.FreeTypeFont:
         """A font of the page's family, ``size`` in units."""
-        return font(self.family, style, max(6, round(size * self.unit)))
+        return font(self.family, style, max(6, round(size * self.px_per_unit)))
 
     def line(self, x: float, y: float, text: str, size: float, style: str = "", anchor: str = "la") -> float:
         """Write one line at (x, y) and return its width, units."""
-        face = self.face(size, style)
-        self.draw.text((x * self.unit, y * self.unit), text, font=face, fill=(self.ink,) * 3, anchor=anchor)
-        return face.getlength(text) / self.unit
+        face = self.font(size, style)
+        self.draw.text(
+            (x * self.px_per_unit, y * self.px_per_unit), text, font=face, fill=(self.ink,) * 3, anchor=anchor
+        )
+        return face.getlength(text) / self.px_per_unit
 
     def block(
         self, x: float, y: float, width: float, lines: int, size: float, style: str = "", lead: str = ""
     ) -> float:
         """Write ``lines`` lines of sentences into a column and return the y below them; the last line is shorter."""
-        face = self.face(size, style)
+        face = self.font(size, style)
         pitch = size * self.leading
-        source = iter(words(self.random, 20 * lines))
+        source = iter(words(self.rng, 20 * lines))
         for number in range(lines):
-            share = 1.0 if number < lines - 1 or lines == 1 else float(self.random.uniform(0.35, 0.9))
-            row = fitting(source, face, width * self.unit * share, lead if number == 0 else "")
+            share = 1.0 if number < lines - 1 or lines == 1 else float(self.rng.uniform(0.35, 0.9))
+            row = fitting(source, face, width * self.px_per_unit * share, lead if number == 0 else "")
             if self.justified and share == 1.0 and len(row) > 3:
                 self._justify(row, x, y, width, face)
             else:
@@ -87,17 +89,17 @@ class Sheet:
 
     def _justify(self, row: list[str], x: float, y: float, width: float, face: ImageFont.FreeTypeFont) -> None:
         lengths = [face.getlength(word) for word in row]
-        space = (width * self.unit - sum(lengths)) / (len(row) - 1)
-        place = x * self.unit
+        space = (width * self.px_per_unit - sum(lengths)) / (len(row) - 1)
+        place = x * self.px_per_unit
         for word, length in zip(row, lengths, strict=True):
-            self.draw.text((place, y * self.unit), word, font=face, fill=(self.ink,) * 3)
+            self.draw.text((place, y * self.px_per_unit), word, font=face, fill=(self.ink,) * 3)
             place += length + space
 
     def rectangle(
         self, box: tuple[float, float, float, float], fill: Colour | None = None, outline: Colour | None = None
     ) -> None:
         """Draw a rectangle given in units."""
-        self.draw.rectangle([value * self.unit for value in box], fill=fill, outline=outline)
+        self.draw.rectangle([value * self.px_per_unit for value in box], fill=fill, outline=outline)
 
     def region(self, category: str, box: tuple[float, float, float, float]) -> None:
         """Record that the ink inside ``box`` (units) is a region of ``category``."""

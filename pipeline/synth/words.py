@@ -26,11 +26,11 @@ SYMBOLS = ("α", "β", "γ", "λ", "μ", "σ", "θ", "x", "y", "z", "n", "k", "f
 OPERATORS = ("+", "−", "=", "≤", "·", "→", "∈", "≈")
 
 
-def words(random: np.random.Generator, count: int) -> list[str]:
+def words(rng: np.random.Generator, count: int) -> list[str]:
     """``count`` words with the capitals and full stops of sentences."""
-    chosen = [VOCABULARY[place] for place in random.integers(0, len(VOCABULARY), count)]
+    chosen = [VOCABULARY[place] for place in rng.integers(0, len(VOCABULARY), count)]
     begin = True
-    for place, stop in enumerate(random.random(count) < 0.1):
+    for place, stop in enumerate(rng.random(count) < 0.1):
         if begin:
             chosen[place] = chosen[place].capitalize()
         begin = bool(stop)
@@ -38,16 +38,16 @@ def words(random: np.random.Generator, count: int) -> list[str]:
     return chosen
 
 
-def heading(random: np.random.Generator, low: int, high: int) -> str:
+def heading(rng: np.random.Generator, low: int, high: int) -> str:
     """A phrase of ``low`` to ``high`` words without a full stop."""
-    return " ".join(word.rstrip(".") for word in words(random, int(random.integers(low, high + 1))))
+    return " ".join(word.rstrip(".") for word in words(rng, int(rng.integers(low, high + 1))))
 
 
-def formula(random: np.random.Generator, terms: int) -> str:
+def formula(rng: np.random.Generator, terms: int) -> str:
     """Symbols joined by operators."""
     parts = []
     for place in range(terms):
-        parts.append(SYMBOLS[int(random.integers(len(SYMBOLS)))])
+        parts.append(SYMBOLS[int(rng.integers(len(SYMBOLS)))])
         if place < terms - 1:
-            parts.append(OPERATORS[int(random.integers(len(OPERATORS)))])
+            parts.append(OPERATORS[int(rng.integers(len(OPERATORS)))])
     return " ".join(parts)

@@ -34,7 +34,7 @@ class Evaluator:
         self.on_side = self.settings.eval_on == "side"
         self.every = 0 if self.on_side else self.settings.eval_every
         self.steps = context.config.schedule.scaled().steps
-        self.evaluations = world.gather(read_evaluations(self.folder, first_step))[0]
+        self.evaluations = world.all_gather_object(read_evaluations(self.folder, first_step))[0]
 
     def due(self, step: int) -> bool:
         """Whether the weights after ``step`` steps are due for evaluation and have not been evaluated."""
@@ -44,7 +44,7 @@ class Evaluator:
     def refresh(self, step: int) -> None:
         """Read the evaluations of a side process. A collective if there is one."""
         if self.on_side and self.settings.eval_every and step % self.settings.eval_every == 0:
-            self.evaluations = self.world.gather(read_evaluations(self.folder, step))[0]
+            self.evaluations = self.world.all_gather_object(read_evaluations(self.folder, step))[0]
 
     def should_end_early(self) -> bool:
         """Whether patience has run out."""
@@ -65,15 +65,15 @@ class Evaluator:
             detector,
             dataset,
             self.context.config.data.view,
-            batch=self.settings.eval_batch,
+            batch_size=self.settings.eval_batch,
             device=self.world.device,
             rank=self.world.rank,
-            ranks=self.world.size,
+            world_size=self.world.size,
         )
         detector.train(training)
-        results = [result for rank_results in self.world.collect(own) for result in rank_results]
-        figures = score(ground_truth(dataset), results) if self.world.is_main else {}
-        line = self.world.gather({"step": step, **figures})[0]
+        results = [result for rank_results in self.world.gather_object(own) for result in rank_results]
+        metrics = score(ground_truth(dataset), results) if self.world.is_main else {}
+        line = self.world.all_gather_object({"step": step, **metrics})[0]
         self.evaluations.append(line)
         self.metrics.exclude_time(time.perf_counter() - begin)
         if self.world.is_main:

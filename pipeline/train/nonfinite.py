@@ -31,7 +31,7 @@ def is_nonfinite(norm: Tensor, parts: Sequence[tuple[Tensor, Terms]], scaler: Gr
     if not scaler.is_enabled() or scaler.get_scale() <= MIN_LOSS_SCALE:
         return True
     own = any(not torch.isfinite(values).all() for _, terms in parts for values in terms.values())
-    return bool(world.sum(torch.tensor(int(own), device=world.device)))
+    return bool(world.all_reduce_sum(torch.tensor(int(own), device=world.device)))
 
 
 def nonfinite_error(
@@ -55,8 +55,8 @@ def nonfinite_error(
     keys = [sample_key(sample) for samples, _ in parts for sample in samples.tolist()]
     names = list(parts[0][1])
     own = torch.stack([torch.cat([terms[term].detach().double() for _, terms in parts]).sum() for term in names])
-    sums = world.sum(own).tolist()
-    gathered = world.gather((at_fault, keys))
+    sums = world.all_reduce_sum(own).tolist()
+    gathered = world.all_gather_object((at_fault, keys))
     faults = [fault for rank_faults, _ in gathered for fault in rank_faults]
     faults = faults or [f"pages {', '.join(key for _, rank_keys in gathered for key in rank_keys)}"]
     sums_text = ", ".join(f"{term} {value:.4g}" for term, value in zip(names, sums, strict=True))

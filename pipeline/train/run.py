@@ -9,7 +9,7 @@ from typing import Any
 
 from graphkd.errors import ConfigError
 from pipeline.context import RunContext
-from pipeline.core.distributed import World, local_world
+from pipeline.core.distributed import World, torchrun_world
 from pipeline.core.files import write_json
 from pipeline.core.run_paths import CHECKPOINTS, EVALUATION, PREDICTIONS, step_folders
 from pipeline.evaluate.inference import evaluate
@@ -75,7 +75,7 @@ def train_run(
     is_main = config.engine.name == "ray" or int(os.environ.get("RANK", "0")) == 0
     if is_main:
         prepare(context, allow_changes)
-    with local_world(config.engine.device) if config.engine.name == "local" else nullcontext() as world:
+    with torchrun_world(config.engine.device) if config.engine.name == "local" else nullcontext() as world:
         if not _all_finished(context, world):
             with watch_metrics(config.folder, progress if is_main else None):
                 run_ray(config) if world is None else run_local(context, world)
@@ -104,22 +104,28 @@ def is_finished(context: RunContext) -> bool:
 
 def _all_finished(context: RunContext, world: World | None) -> bool:
     # Rank 0 gathers after it has prepared; the others wait for it here.
-    return is_finished(context) if world is None else world.gather(is_finished(context) if world.is_main else True)[0]
+    return (
+        is_finished(context)
+        if world is None
+        else world.all_gather_object(is_finished(context) if world.is_main else True)[0]
+    )
 
 
 def evaluate_run(
     context: RunContext, checkpoint: Checkpoint | None = None, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
-    """Score a run's checkpoint on ``data.val``, and store figures and predictions in its folder."""
+    """Score a run's checkpoint on ``data.val``, and store metrics and predictions in its folder."""
     config, dataset = context.config, context.val
     assert dataset is not None, "checked by the caller"
     checkpoint = checkpoint or best_checkpoint(config.folder)
     view, device = config.data.view, context.device
     detector = load_detector(config.detector, dataset.num_classes, view.canvas, checkpoint, device)
-    figures, results = evaluate(detector, dataset, view, batch=config.run.eval_batch, device=device, progress=progress)
+    metrics, results = evaluate(
+        detector, dataset, view, batch_size=config.run.eval_batch, device=device, progress=progress
+    )
     parameters = sum(parameter.numel() for parameter in detector.parameters())
-    figures |= {"step": checkpoint.step, "parameters": parameters}
-    figures |= {"dataset": dataset.identity, "model": checkpoint.weights_sha256}
+    metrics |= {"step": checkpoint.step, "parameters": parameters}
+    metrics |= {"dataset": dataset.identity, "model": checkpoint.weights_sha256}
     write_json(config.folder / PREDICTIONS, results)
-    write_json(config.folder / EVALUATION, figures)
-    return figures
+    write_json(config.folder / EVALUATION, metrics)
+    return metrics

@@ -65,8 +65,8 @@ def _evaluate(context: RunContext, checkpoint: Checkpoint, progress: Progress | 
     assert dataset is not None, "checked by the caller"
     detector = load_detector(context.config.detector, dataset.num_classes, view.canvas, checkpoint, context.device)
     batch = context.config.run.eval_batch
-    figures, _ = evaluate(detector, dataset, view, batch=batch, device=context.device, progress=progress)
-    return {"step": checkpoint.step, **figures}
+    metrics, _ = evaluate(detector, dataset, view, batch_size=batch, device=context.device, progress=progress)
+    return {"step": checkpoint.step, **metrics}
 
 
 def _mark_best(root: Path, best: int | None) -> None:

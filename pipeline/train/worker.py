@@ -21,11 +21,12 @@ from pipeline.data.loading.batches import TrainBatches
 from pipeline.data.loading.loader import PageDataset, limit_bad_samples, page_loader
 from pipeline.data.loading.order import CanonicalOrder, check_batch_size
 from pipeline.data.loading.resume_state import DataState
+from pipeline.runs.attempts import AttemptRecorder
 from pipeline.runs.checkpoint_writer import CheckpointWriter
 from pipeline.runs.ledger import Ledger
+from pipeline.runs.log import log_to_file
 from pipeline.runs.metrics import Metrics
 from pipeline.runs.run_folder import run_lock
-from pipeline.runs.start_history import StartRecorder, log_to_file
 from pipeline.teacher.source import SignalSource
 from pipeline.train.evaluator import Evaluator
 from pipeline.train.loop import TrainingRun, train
@@ -51,7 +52,7 @@ def run_worker(context: RunContext, world: World, preemption_imminent: Callable[
     """
     folder = context.config.folder
     with run_lock(folder) if world.is_main else nullcontext(), log_to_file(folder, world):
-        world.gather(None)  # no rank reads checkpoints while a killed start may still write one
+        world.all_gather_object(None)  # no rank reads checkpoints while a killed start may still write one
         return _train(context, world, preemption_imminent)
 
 
@@ -120,9 +121,9 @@ def _new_state(context: RunContext, world: World) -> TrainingState:
 
 
 @contextmanager
-def _recorded(folder: Path, world: World, metrics: Metrics, first: int) -> Iterator[StartRecorder]:
+def _recorded(folder: Path, world: World, metrics: Metrics, first: int) -> Iterator[AttemptRecorder]:
     """Record this start and its end; a kill leaves it without an end."""
-    recorder = StartRecorder(folder, world, first)
+    recorder = AttemptRecorder(folder, world, first)
     if first and world.is_main:
         log.info("resuming from step %d with %d workers", first, world.size)
     try:

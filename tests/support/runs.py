@@ -10,7 +10,7 @@ from pipeline.cache.build import build_cache, local_builders
 from pipeline.cache.format import CacheJson
 from pipeline.config import RunConfig
 from pipeline.context import RunContext
-from pipeline.core.distributed import local_world
+from pipeline.core.distributed import torchrun_world
 from pipeline.train.engines.local import run_local
 
 SMALL_DETECTOR: dict[str, Any] = {
@@ -59,7 +59,7 @@ def small_run(folder: Path, packed: Path, name: str, **changes: Any) -> dict[str
 
 def train_here(config: RunConfig) -> None:
     """Run the training workers alone, without preparing or evaluating: this process is one of torchrun's ranks."""
-    with local_world(config.engine.device) as world:
+    with torchrun_world(config.engine.device) as world:
         run_local(RunContext(config), world)
 
 

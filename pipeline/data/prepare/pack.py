@@ -24,8 +24,9 @@ from pipeline.data.format.schema import (
 from pipeline.data.prepare.coco import Category, Page, group_pages, load_coco
 from pipeline.data.prepare.shard_writer import ShardTask, write_shard
 
-BUILDING, PLAN, LOCK = ".building", "plan.json", ".packing.lock"
+STAGING, PLAN, LOCK = ".staging", "plan.json", ".packing.lock"
 
+# Lower case; names of DocLayNet, PubLayNet, PRImA and HJDataset among them.
 NON_TEXT_NAMES = frozenset(
     name
     for line in (
@@ -49,53 +50,55 @@ def pack(
     on_ray: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> DatasetJson:
-    """Pack the pages of a COCO file into ``out``. The same input gives the same bytes.
+    """Pack the pages of a COCO file into ``out``. The output is deterministic to the byte.
 
     Shards get their final names once all are written; ``dataset.json`` comes last. If interrupted, rerunning writes the
-    missing shards only. A folder that holds this very dataset already is left unchanged.
+    missing shards only. A folder that already contains the same dataset is left unchanged.
 
     Args:
         annotations: COCO file.
-        images: folder that its file names are relative to.
+        images: folder that the COCO ``file_name`` values are relative to.
         out: dataset folder.
         samples_per_shard: pages per tar.
         text: names of text classes; by default all except pictures, tables, formulas and the like.
         repair: clip boxes to the page and drop empty ones instead of raising.
-        workers: processes; 0 picks a number by the amount of work.
+        workers: number of processes; 0 chooses it by the amount of work.
         on_ray: pack on a Ray cluster, which must see the same folders.
         progress: called with (pages done, pages in total).
 
     Raises:
-        DataError: for mistakes in the annotations and for missing or unreadable images.
-        OutputError: if ``out`` holds something else, cannot be written, or is being packed by another process.
+        DataError: if annotations are invalid, or images are missing or unreadable.
+        OutputError: if ``out`` contains something else, cannot be written, or is being packed by another process.
     """
     coco = load_coco(annotations)
     pages = group_pages(coco, annotations, repair=repair)
     if not pages:
-        raise DataError(f"{annotations} names no images; give a COCO file with pages")
+        raise DataError(f"{annotations} contains no images; give a COCO file with pages")
     categories = dataset_categories(coco.categories, text)
-    source = fingerprint(
+    source_hash = fingerprint(
         [sha256_file(annotations), samples_per_shard, repair, [category.model_dump() for category in categories]]
     )
-    building = out / BUILDING
-    if not _is_resumable(building, source):
+    staging = out / STAGING
+    if not _is_resumable(staging, source_hash):
         ensure_owned_dir(out, DATASET_FILE, "dataset")
     if (out / DATASET_FILE).exists():
-        return _already_packed(out, source)
+        return _read_existing(out, source_hash)
     _check_images(pages, images)
     try:
         with _packing_lock(out):
-            tasks = _tasks(pages, images, building, source, samples_per_shard)
-            return _write(tasks, out, categories, source, map_unordered(write_shard, tasks, workers, on_ray), progress)
-    except DataError:
-        shutil.rmtree(building, ignore_errors=True)
+            _prepare_staging(staging, source_hash)
+            tasks = _shard_tasks(pages, images, staging, samples_per_shard)
+            shards = _collect(map_unordered(write_shard, tasks, workers, on_ray), len(pages), progress)
+            return _publish(tasks, shards, out, categories, source_hash)
+    except DataError:  # invalid input cannot be resumed
+        shutil.rmtree(staging, ignore_errors=True)
         raise
 
 
 @contextmanager
 def _packing_lock(out: Path) -> Iterator[None]:
-    with file_lock(out / LOCK, wait=False) as held:
-        if not held:
+    with file_lock(out / LOCK, wait=False) as acquired:
+        if not acquired:
             raise OutputError(f"{out} is being packed by another process; wait for it, or give another --out")
         try:
             yield
@@ -103,9 +106,9 @@ def _packing_lock(out: Path) -> Iterator[None]:
             (out / LOCK).unlink(missing_ok=True)
 
 
-def _already_packed(out: Path, source: str) -> DatasetJson:
+def _read_existing(out: Path, source_hash: str) -> DatasetJson:
     existing = read_dataset_json(out)
-    if existing.source != source:
+    if existing.source != source_hash:
         raise OutputError(f"{out} already holds another dataset; give another --out, or delete it first")
     return existing
 
@@ -120,7 +123,7 @@ def dataset_categories(categories: Sequence[Category], text: Iterable[str] | Non
     chosen = None if text is None else set(text)
     unknown = sorted((chosen or set()) - set(names))
     if unknown:
-        raise DataError(f"--text names {', '.join(unknown)}, but the classes are {', '.join(names)}")
+        raise DataError(f"--text: unknown classes {', '.join(unknown)}; the classes are {', '.join(names)}")
     return [
         DatasetCategory(
             id=category.id,
@@ -136,25 +139,28 @@ def _check_images(pages: list[Page], images: Path) -> None:
     if missing:
         raise DataError(
             f"{len(missing)} of {len(pages)} images are not in {images}, such as {missing[0]!r}; "
-            "give the folder that file names are relative to"
+            "--images must be the folder that file names are relative to"
         )
 
 
-def _is_resumable(building: Path, source: str) -> bool:
-    """Whether ``building`` holds an unfinished packing of the same source."""
+def _is_resumable(staging: Path, source_hash: str) -> bool:
+    """Whether ``staging`` holds an unfinished packing of the same source."""
     try:
-        return bool(json.loads((building / PLAN).read_text())["source"] == source)
+        return bool(json.loads((staging / PLAN).read_text())["source"] == source_hash)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _tasks(pages: list[Page], images: Path, building: Path, source: str, samples_per_shard: int) -> list[ShardTask]:
-    if not _is_resumable(building, source):
-        shutil.rmtree(building, ignore_errors=True)
-        write_json(building / PLAN, {"source": source})
+def _prepare_staging(staging: Path, source_hash: str) -> None:
+    if not _is_resumable(staging, source_hash):
+        shutil.rmtree(staging, ignore_errors=True)
+        write_json(staging / PLAN, {"source": source_hash})
+
+
+def _shard_tasks(pages: list[Page], images: Path, staging: Path, samples_per_shard: int) -> list[ShardTask]:
     return [
         ShardTask(
-            path=building / f"shard-{first // samples_per_shard:06d}.tar",
+            path=staging / f"shard-{first // samples_per_shard:06d}.tar",
             pages=pages[first : first + samples_per_shard],
             images=images,
             first=first,
@@ -163,27 +169,26 @@ def _tasks(pages: list[Page], images: Path, building: Path, source: str, samples
     ]
 
 
-def _write(
-    tasks: list[ShardTask],
-    out: Path,
-    categories: list[DatasetCategory],
-    source: str,
-    finished: Iterator[Shard],
-    progress: Callable[[int, int], None] | None,
-) -> DatasetJson:
-    total = sum(len(task.pages) for task in tasks)
-    shards: list[Shard] = []
-    for shard in finished:
-        shards.append(shard)
+def _collect(shards: Iterable[Shard], num_pages: int, progress: Callable[[int, int], None] | None) -> list[Shard]:
+    """Shards by name, once all are written."""
+    collected: list[Shard] = []
+    for shard in shards:
+        collected.append(shard)
         if progress is not None:
-            progress(sum(entry.samples for entry in shards), total)
+            progress(sum(entry.samples for entry in collected), num_pages)
+    return sorted(collected, key=lambda shard: shard.name)
+
+
+def _publish(
+    tasks: list[ShardTask], shards: list[Shard], out: Path, categories: list[DatasetCategory], source_hash: str
+) -> DatasetJson:
+    """Move the shards to their final names and write ``dataset.json``."""
     for task in tasks:
         for path in (task.path, index_path(task.path)):
             if path.exists():  # otherwise an interrupted run moved it
                 path.rename(out / path.name)
     sync_folder(out)
-    shards.sort(key=lambda shard: shard.name)
-    dataset = DatasetJson(version=FORMAT_VERSION, categories=categories, shards=shards, source=source)
+    dataset = DatasetJson(version=FORMAT_VERSION, categories=categories, shards=shards, source=source_hash)
     write_json(out / DATASET_FILE, dataset.model_dump())
-    shutil.rmtree(out / BUILDING, ignore_errors=True)
+    shutil.rmtree(out / STAGING, ignore_errors=True)
     return dataset

@@ -58,17 +58,17 @@ def _duplicates(reports: Sequence[ShardReport]) -> Iterator[Problem]:
     """Keys and image ids that several shards or samples have; the first one may keep it."""
     seen: dict[tuple[str, str | int], str] = {}
     for report in reports:
-        counted = Counter[tuple[str, str | int]]()
+        page_progress = Counter[tuple[str, str | int]]()
         for key in report.keys:
             names: list[tuple[str, str | int]] = [("key", key)]
             if key in report.image_ids:
                 names.append(("image id", report.image_ids[key]))
             for name in names:
-                counted[name] += 1
-                if name in seen or counted[name] > 1:
+                page_progress[name] += 1
+                if name in seen or page_progress[name] > 1:
                     where = seen.get(name, report.shard.name)
                     yield Problem(report.shard.name, key, f"its {name[0]} {name[1]} is used in {where} already")
-        seen = {**dict.fromkeys(counted, report.shard.name), **seen}
+        seen = {**dict.fromkeys(page_progress, report.shard.name), **seen}
 
 
 def _exclude(folder: Path, dataset: DatasetJson, reports: Sequence[ShardReport], problems: Sequence[Problem]) -> None:

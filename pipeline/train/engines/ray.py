@@ -86,7 +86,7 @@ def _worker(arguments: dict[str, Any]) -> None:
 
     from pipeline.config import resolve
     from pipeline.context import RunContext
-    from pipeline.core.distributed import init_distributed
+    from pipeline.core.distributed import create_world
     from pipeline.train.worker import run_worker
 
     os.chdir(arguments["directory"])
@@ -94,7 +94,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     context = ray.train.get_context()
     cores = len(os.sched_getaffinity(0))  # of the job, not of the whole node
     torch.set_num_threads(config.engine.threads or max(1, cores // context.get_local_world_size()))
-    world = init_distributed(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    world = create_world(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     run_worker(RunContext(config), world, _preemption_notice())
 
 

@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from pipeline.config import RunConfig, resolve
+from pipeline.runs.attempts import read_attempts
 from pipeline.runs.checkpoint import newest_checkpoint
 from pipeline.runs.ledger import read_ledger
-from pipeline.runs.start_history import read_start_history
 from tests.support.processes import end_all, wait_for
 from tests.support.runs import small_run
 from tests.support.slurm import free_ports
@@ -175,7 +175,7 @@ def test_a_run_resumes_when_resubmitted_after_its_driver_and_head_were_killed(
         end_all(head.pid)
         head.wait(30)
     assert sorted(read_ledger(config.folder)) == list(range(120))
-    steps = [start.step for start in read_start_history(config.folder)]
+    steps = [start.step for start in read_attempts(config.folder)]
     assert len(steps) == 3 and steps[0] == 0 < steps[1] < steps[2]
 
 

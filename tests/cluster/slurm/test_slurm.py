@@ -22,9 +22,9 @@ from cluster.records import read_jobs
 from pipeline.config import RunConfig, resolve
 from pipeline.context import RunContext
 from pipeline.core.jsonl import read_jsonl
+from pipeline.runs.attempts import read_attempts
 from pipeline.runs.checkpoint import load_weights, newest_checkpoint
 from pipeline.runs.ledger import read_ledger
-from pipeline.runs.start_history import read_start_history
 from pipeline.train.run import train_run
 from tests.support.processes import end_all, wait_for
 from tests.support.runs import small_run
@@ -196,7 +196,7 @@ def check(config: RunConfig, undisturbed: RunConfig) -> None:
 
 
 def test_two_nodes_train_and_evaluate_a_student(undisturbed: RunConfig) -> None:
-    assert [(start.workers, start.host) for start in read_start_history(undisturbed.folder)] == [(2, "node1, node2")]
+    assert [(start.workers, start.hosts) for start in read_attempts(undisturbed.folder)] == [(2, "node1, node2")]
     assert json.loads((undisturbed.folder / "eval.json").read_text())["pages"] == 10
     assert events(undisturbed) == ["begin", "finished"]
     (record,) = read_jobs(undisturbed.folder)
@@ -213,7 +213,7 @@ def test_a_preempted_job_is_queued_again_and_loses_nothing(
     wait_for(lambda: "preempted" in events(config), "the end of its first start", 90)
     finishes(slurm, config, job)
     assert events(config) == ["begin", "preempted", "begin", "finished"], logs_of(config)
-    starts = read_start_history(config.folder)
+    starts = read_attempts(config.folder)
     assert [start.reason for start in starts] == ["SIGUSR2", "finished"] and starts[1].step == starts[0].last_step
     check(config, undisturbed)
 
@@ -244,9 +244,9 @@ def test_a_job_resumes_on_the_nodes_it_gets(
     finally:
         slurm.start_node("node2")
     assert events(config)[-2:] == ["begin", "finished"], logs_of(config)
-    starts = read_start_history(config.folder)
-    assert (starts[0].workers, starts[0].host) == (2, "node1, node2"), logs_of(config)
-    assert (starts[-1].workers, starts[-1].host) == (1, "node1") and 0 < starts[-1].step < 300, logs_of(config)
+    starts = read_attempts(config.folder)
+    assert (starts[0].workers, starts[0].hosts) == (2, "node1, node2"), logs_of(config)
+    assert (starts[-1].workers, starts[-1].hosts) == (1, "node1") and 0 < starts[-1].step < 300, logs_of(config)
     ledger, short = read_ledger(config.folder), read_ledger(undisturbed.folder)
     assert sorted(ledger) == list(range(300)) and all(ledger[step] == short[step] for step in short)
 
@@ -271,7 +271,7 @@ def test_teacher_cache_and_students_wait_for_each_other(slurm: SlurmHere, root: 
     for student, job in zip(students, jobs[2:], strict=True):
         finishes(slurm, student, job["job"])
         assert weights(student)
-        assert read_start_history(student.folder)[0].time > read_start_history(first.folder)[-1].time
+        assert read_attempts(student.folder)[0].started > read_attempts(first.folder)[-1].started
 
 
 def test_what_waits_for_a_job_that_fails_is_cancelled(slurm: SlurmHere, root: Path, dataset_folder: Path) -> None:
@@ -320,7 +320,7 @@ def test_a_time_limit_queues_the_job_again(slurm: SlurmHere, root: Path, dataset
     finishes(slurm, config, job, seconds=540)
     assert events(config).count("preempted") >= 1 and events(config)[-1] == "finished", logs_of(config)
     assert sorted(read_ledger(config.folder)) == list(range(200))
-    steps = [start.step for start in read_start_history(config.folder)]
+    steps = [start.step for start in read_attempts(config.folder)]
     assert len(steps) >= 2 and steps == sorted(set(steps))
 
 

@@ -94,8 +94,8 @@ def test_verify_finds_nothing_wrong_with_a_fresh_cache(
 ) -> None:
     config, _ = built(student_of, store, precision)
     found = verify_cache(RunContext(config), pages=6)
-    assert found.problems == [] and found.agreement is not None
-    seen = found.agreement
+    assert found.problems == [] and found.comparison is not None
+    seen = found.comparison
     assert seen.pages == 6 and seen.same_nodes == 1.0
     assert seen.max_error <= {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.3}[precision] * max(1, seen.scale)
     assert (
@@ -126,7 +126,7 @@ def test_a_student_without_a_method_verifies_too(student_of: StudentOf) -> None:
     build_here(student_of("tools-pooled-fp32", cache_dtype="fp32", store="pooled"))
     alone = student_of("tools-pooled-fp32", {"method": {"name": "none"}}, cache_dtype="fp32", store="pooled")
     found = verify_cache(RunContext(alone), pages=2)
-    assert found.problems == [] and found.agreement is not None and found.agreement.loss_difference < 1e-5
+    assert found.problems == [] and found.comparison is not None and found.comparison.loss_difference < 1e-5
 
 
 def test_planning_refuses_a_folder_of_another_cache(student_of: StudentOf) -> None:

@@ -108,7 +108,7 @@ def test_a_flipped_byte_is_found_when_its_row_is_read(copy: Path, student_of: St
     with pytest.raises(CacheError, match=r"shard-000001\.arrow: the row of sample 6 is damaged"):
         read_all(config)
     found = verify_cache(RunContext(config))
-    assert len(found.problems) == 1 and "sample 6 view 0" in found.problems[0] and found.agreement is None
+    assert len(found.problems) == 1 and "sample 6 view 0" in found.problems[0] and found.comparison is None
     read_all(student_of(whole))
 
 

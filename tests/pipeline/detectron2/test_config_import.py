@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from graphkd.errors import ConfigError
 from pipeline.cli.main import app
 from pipeline.detectron2.config_import import Imported, check_valid, import_detectron2
-from pipeline.detectron2.yaml_reader import leaves, read_detectron2
+from pipeline.detectron2.yaml_reader import leaves, read_detectron2_yaml
 
 BASE = """
 MODEL:
@@ -94,7 +94,7 @@ def test_every_key_is_listed_with_what_became_of_it(tmp_path: Path) -> None:
     assert lines["MODEL.ROI_MASK_HEAD.NUM_CONV"].why == "masks are not supported"
     assert lines["KD.SOMETHING_NEW"].verdict == "ignored" and lines["KD.SOMETHING_NEW"].why
     assert lines["TEACHER.MODEL.WEIGHTS"].verdict == "ignored"
-    assert set(lines) == {key for key, _ in leaves(read_detectron2(tmp_path / "Pair.yaml"))}
+    assert set(lines) == {key for key, _ in leaves(read_detectron2_yaml(tmp_path / "Pair.yaml"))}
 
 
 def test_anchors_of_the_known_expression_are_recognised_and_nothing_is_run(tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ from pipeline.report.charts import loss_curves
 from pipeline.report.html import write_report
 from pipeline.report.runs import load_run
 from pipeline.report.tables import (
+    attempt_rows,
     class_rows,
     commands,
+    comparison_warnings,
     config_rows,
     duration,
-    notices,
     role,
     run_rows,
-    start_rows,
     summary,
 )
 
@@ -43,26 +43,26 @@ def three(make_run):
 
 def test_roles(three):
     runs = three(0.7, 0.5, 0.6)
-    assert [role(run, runs) for run in runs] == ["teacher", "trained alone", "distilled student"]
+    assert [role(run, runs) for run in runs] == ["teacher", "student alone", "distilled student"]
 
 
 def test_the_summary_gives_figures_and_no_verdict(three, make_run):
     runs = three(0.7, 0.5, 0.55)
     assert summary(runs) == "AP: big 70.0, alone 50.0, distilled 55.0."
-    assert notices(runs) == ["Each figure is one training with one seed; other seeds give other figures."]
+    assert comparison_warnings(runs) == ["Each result is from one seed; results vary between seeds."]
     young = load_run(make_run("young"))
-    assert summary([young]) == "No run has been evaluated yet." and notices([young]) == []
+    assert summary([young]) == "No run has been evaluated yet." and comparison_warnings([young]) == []
 
 
 def test_unfair_comparisons_are_pointed_out(make_run):
     first = load_run(make_run("first", ap=0.5, data={"val": "a"}))
     second = load_run(make_run("second", ap=0.5, data={"val": "b"}))
     second.evaluation["step"] = 50
-    assert notices([first, second])[:2] == [
+    assert comparison_warnings([first, second])[:2] == [
         "The runs were evaluated on different pages.",
         "The students were trained for different numbers of steps.",
     ]
-    assert notices([first]) == []
+    assert comparison_warnings([first]) == []
 
 
 def test_only_differing_keys_are_listed(make_run):
@@ -86,16 +86,16 @@ def test_commands_are_quoted_and_do_not_touch_the_old_run(make_run):
 def test_rows_of_runs(three):
     rows = {row.name: row.cells for row in run_rows(three(0.7, 0.5, 0.55))}
     assert rows["AP, %"] == ["70.0", "50.0", "55.0"]
-    assert rows["Role"] == ["teacher", "trained alone", "distilled student"]
+    assert rows["Role"] == ["teacher", "student alone", "distilled student"]
     assert rows["Detector"][0] == "faster rcnn, resnet50"
     assert "AP small, %" not in rows, "not defined for any run"
-    assert {name: cells[0] for name, cells in rows.items() if not name.startswith(("A", "R", "D"))} == {
+    assert {name: cells[0] for name, cells in rows.items() if not name.startswith(("A", "R", "De"))} == {
         "Evaluated pages": "6",
         "Trained steps": "100",
         "Parameters": "28.4 M",
         "Training time": "1 h 01 min",
         "Training speed, pages/s": "12",
-        "Waiting for data": "25 %",
+        "Data wait, %": "25",
     }
 
 
@@ -137,7 +137,7 @@ def interrupted(folder: Path) -> Path:
 
 def test_restarts_of_a_killed_run(make_run, dataset, tmp_path: Path):
     runs = [load_run(make_run("smooth", ap=0.5)), load_run(interrupted(make_run("rough", ap=0.4)))]
-    assert start_rows(runs) == [
+    assert attempt_rows(runs) == [
         ["rough", "1970-01-01 00:16:40", "0 to 50", "2 on node-7", "killed", "10"],
         ["rough", "1970-01-01 00:17:35", "40 to 70", "2 on node-7", "SIGTERM after 16 s", "0"],
         ["rough", "1970-01-01 00:17:52", "70 to 100", "1 on node-7", "finished after 29 s", DASH],

@@ -17,11 +17,11 @@ from pipeline.config import RunConfig, resolve
 from pipeline.context import RunContext
 from pipeline.core.errors import OutputError
 from pipeline.models import best_checkpoint
+from pipeline.runs.attempts import read_attempts
 from pipeline.runs.checkpoint import newest_checkpoint
 from pipeline.runs.evaluations import best_step, out_of_patience, read_evaluations
 from pipeline.runs.metrics import read_metrics
 from pipeline.runs.run_folder import run_lock
-from pipeline.runs.start_history import read_start_history
 from pipeline.train.run import evaluate_run, is_finished, train_run
 from tests.support.processes import end_ranks, output_of, spawn_ranks
 from tests.support.runs import small_run
@@ -91,7 +91,7 @@ def test_a_run_ends_early_when_its_accuracy_does_not_rise(dataset_folder: Path, 
     assert sorted(path.name for path in (config.folder / "checkpoints").iterdir()) == ["step-00000001", "step-00000003"]
     assert is_finished(RunContext(config))
     train_run(RunContext(config))
-    assert len(read_start_history(config.folder)) == 1, "it is not started again"
+    assert len(read_attempts(config.folder)) == 1, "it is not started again"
 
 
 def test_an_evaluation_that_a_kill_prevented_is_made_up_for(evaluated: RunConfig, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_an_evaluation_that_a_kill_prevented_is_made_up_for(evaluated: RunConfig
     config = evaluated.model_copy(update={"run": evaluated.run.model_copy(update={"folder": folder})})
     train_run(RunContext(config))
     assert read_evaluations(folder) == read_evaluations(evaluated.folder)
-    assert [start.step for start in read_start_history(folder)] == [0, 2]
+    assert [start.step for start in read_attempts(folder)] == [0, 2]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_evaluating_needs_pages_and_patience_needs_evaluations(dataset_folder: P
 def test_a_run_keeps_a_log_and_a_record_of_its_starts(evaluated: RunConfig) -> None:
     text = (evaluated.folder / "log.txt").read_text()
     assert "step 4: loss" in text and "step 4: AP" in text and "waiting for data" in text
-    (start,) = read_start_history(evaluated.folder)
+    (start,) = read_attempts(evaluated.folder)
     assert (start.step, start.last_step, start.workers, start.reason) == (0, 4, 1, "finished")
     lines = read_metrics(evaluated.folder)
     assert all(line["memory_gb"] > 0.1 for line in lines)

@@ -17,9 +17,9 @@ import yaml
 from pipeline.config import RunConfig
 from pipeline.context import RunContext
 from pipeline.core.ray_session import ray_session
+from pipeline.runs.attempts import read_attempts
 from pipeline.runs.checkpoint import newest_checkpoint
 from pipeline.runs.ledger import read_ledger
-from pipeline.runs.start_history import read_start_history
 from pipeline.train.run import train_run
 from tests.support.kill_runs import STEPS, Outcome, check, configured, outcome, same
 from tests.support.processes import end_all, processes_of, wait_for
@@ -100,7 +100,7 @@ def test_a_killed_worker_is_started_again_and_nothing_is_lost(
     config = on_ray(root, dataset_folder, f"worker-{'-'.join(map(str, stage))}")
     dies(monkeypatch, tmp_path / "once", *stage)
     check(config, unkilled)
-    assert [start.reason for start in read_start_history(config.folder)] == ["killed", "finished"]
+    assert [start.reason for start in read_attempts(config.folder)] == ["killed", "finished"]
 
 
 @pytest.mark.slow
@@ -242,14 +242,14 @@ def test_a_node_that_is_taken_back_costs_no_step_and_one_worker(
     run = subprocess.Popen(command(config, tmp_path), stderr=subprocess.PIPE, start_new_session=True)
     try:
         wait_for(lambda: len(read_ledger(config.folder)) > 3, "the fourth step", 120)
-        assert [start.workers for start in read_start_history(config.folder)] == [2]
+        assert [start.workers for start in read_attempts(config.folder)] == [2]
         drained(cluster.address, second.node_id, 10)
-        wait_for(lambda: len(read_start_history(config.folder)) == 2, "the start after it", 120)
+        wait_for(lambda: len(read_attempts(config.folder)) == 2, "the start after it", 120)
         assert run.wait(120) == 0, run.stderr.read().decode() if run.stderr else ""
     finally:
         end_all(run.pid)
         cluster.shutdown()
-    starts = read_start_history(config.folder)
+    starts = read_attempts(config.folder)
     assert [start.workers for start in starts] == [2, 1] and starts[1].step >= 4
     whole = configured(root, dataset_folder, "elastic-whole", "teacher")
     whole = whole.model_copy(update={"schedule": config.schedule})

@@ -169,8 +169,8 @@ from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.loading.batches import FinitePassBatches
 from pipeline.data.loading.loader import PageDataset, page_loader
 from pipeline.data.loading.augmentation import EVALUATION_VIEW, AugmentationConfig
-from pipeline.core.distributed import local_world
-with local_world("cpu") as world:
+from pipeline.core.distributed import torchrun_world
+with torchrun_world("cpu") as world:
     dataset = PackedDataset(sys.argv[1])
     items = PageDataset(dataset, AugmentationConfig(canvas=(64, 64), shortest_edge=(64, 64)), 0, EVALUATION_VIEW)
     loader = page_loader(items, FinitePassBatches(range(5), 2, world.rank, world.size), 0)
