@@ -1,17 +1,21 @@
-# make quickstart   a document detector distilled end to end, on this machine
-# make test         the test suite, some minutes
-# make test-kill    training, caching and packing killed at every stage, some minutes more
-# make test-slurm   jobs on a real Slurm that is started on this machine (as root)
-# make bench        what distilling costs beside training alone
-# make check        what CI runs: lint, types, tests, the small quickstart
+# make quickstart   distil a document detector end to end on this machine
+# make test-fast    tests without Ray and without killed processes, under a minute
+# make test         all tests but the tiers below, about five minutes
+# make test-kill    training, caching and packing killed at every stage
+# make test-slurm   jobs on a real Slurm cluster that is started locally (as root)
+# make lint         ruff and the layers of imports
+# make bench        cost of distillation relative to training alone
+# make check        everything that CI runs
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= runs/quickstart
+# Two processes of one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: setup quickstart test test-kill test-slurm test-all lint format type bench check clean
+.PHONY: setup quickstart test test-fast test-kill test-slurm test-all lint format type bench check clean
 
 setup: $(READY)
 
@@ -24,8 +28,11 @@ $(READY): pyproject.toml constraints.txt
 quickstart: setup
 	$(BIN)/graphkd quickstart --out $(OUT)
 
+test-fast: setup
+	$(PYTEST) -m fast
+
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-kill: setup
 	$(BIN)/python -m pytest -m 'kill and not slow and not gpu and not slurm'
@@ -39,6 +46,7 @@ test-all: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 format: setup
 	$(BIN)/ruff check --fix .

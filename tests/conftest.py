@@ -12,14 +12,19 @@ import torch
 from graphkd.detectors import INSTALL
 from tests.support.pages import write_coco
 
+NOT_FAST = ("slow", "gpu", "slurm", "ray", "e2e", "cache", "kill")
 
+
+@pytest.hookimpl(tryfirst=True)  # before markers are selected
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU or detectron2 where there is none, also when another marker picks it."""
+    """Mark fast tests; skip tests that need a GPU or detectron2 if it is missing, whatever marker selects them."""
     missing = {
         "gpu": None if torch.cuda.is_available() else "no CUDA device",
         "detectron2": None if find_spec("detectron2") else f"detectron2 is not installed; {INSTALL}",
     }
     for item in items:
+        if not any(item.get_closest_marker(marker) for marker in NOT_FAST):
+            item.add_marker(pytest.mark.fast)
         for marker, reason in missing.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))

@@ -52,7 +52,7 @@ def comparison_warnings(runs: list[RunSummary]) -> list[str]:
     if len({run.trained_steps for run in students if run.trained_steps}) > 1:
         warnings.append("The students were trained for different numbers of steps.")
     if len(evaluated) > 1:
-        warnings.append("Each figure is one training with one seed; other seeds give other scores.")
+        warnings.append("Each result is from one seed; results vary between seeds.")
     return warnings
 
 
@@ -82,9 +82,7 @@ def run_rows(runs: list[RunSummary]) -> list[Row]:
         "Training speed, pages/s": lambda run: _format_logged(
             run, "pages_per_s", lambda values: f"{median(values):.3g}"
         ),
-        "Data wait, % of time": lambda run: _format_logged(
-            run, "data_wait", lambda values: f"{100 * median(values):.0f}"
-        ),
+        "Data wait, %": lambda run: _format_logged(run, "data_wait", lambda values: f"{100 * median(values):.0f}"),
     }
     rows = [Row(name, [format_cell(run) for run in runs]) for name, format_cell in formatters.items()]
     return [row for row in rows if set(row.cells) != {MISSING}]

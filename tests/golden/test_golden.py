@@ -16,6 +16,8 @@ import pytest
 
 from tests.golden import formats, record, runs
 
+pytestmark = pytest.mark.e2e
+
 FIRST_STEPS, FIRST_TOLERANCE, TOLERANCE = 5, 2e-3, 0.1
 
 

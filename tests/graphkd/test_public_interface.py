@@ -27,6 +27,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("module", "line"),
     [
@@ -59,6 +60,7 @@ def test_only_what_runs_on_ray_imports_it() -> None:
     assert using == {"train/engines/ray.py", "core/ray_session.py", "core/parallel.py", "cache/ray_builders.py"}
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("module", ["pipeline.cli.main", "pipeline.train.run"])
 def test_importing_does_not_import_ray(module: str) -> None:
     assert run_python(f"import sys, {module}; sys.exit('ray' in sys.modules)").returncode == 0

@@ -57,6 +57,7 @@ def one_page() -> PageBatch:
     )
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("architecture", "teacher", "student"), PAIRS)
 def test_a_published_pair_takes_a_finite_step(architecture: str, teacher: str, student: str) -> None:
     batch = one_page()

@@ -24,7 +24,7 @@ from pipeline.data.format.schema import (
 from pipeline.data.prepare.coco import Category, Page, group_pages, load_coco
 from pipeline.data.prepare.shard_writer import ShardTask, write_shard
 
-STAGING, PLAN, LOCK = ".staging", "plan.json", ".packing.lock"
+STAGING, PLAN, LOCK = ".building", "plan.json", ".packing.lock"
 
 # Lower case; names of DocLayNet, PubLayNet, PRImA and HJDataset among them.
 NON_TEXT_NAMES = frozenset(

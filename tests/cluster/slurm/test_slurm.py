@@ -336,10 +336,12 @@ def test_an_array_builds_a_cache_though_one_task_is_killed(slurm: SlurmHere, roo
 
 
 def test_a_healthy_site_is_ok_and_faults_are_one_line_each(slurm: SlurmHere, root: Path) -> None:
-    well = graphkd("doctor", "--site", str(site(root)), "--folder", str(root / "doctor"))
-    assert re.search(r"node1: well; .*all-reduce [\d.]+ GB/s over 2 nodes", well.stdout), well.stdout + well.stderr
-    ill = {"gpus_per_node": 0, "interface": "ib7", "shared": ["/no/such/share"], "ray_temp": "/tmp/" + "deep/" * 9}
-    done = graphkd("doctor", "--site", str(site(root, **ill)), "--folder", str(root / "doctor"), check=False)
+    healthy = graphkd("doctor", "--site", str(site(root)), "--folder", str(root / "doctor"))
+    assert re.search(r"node1: ok; .*all-reduce [\d.]+ GB/s over 2 nodes", healthy.stdout), (
+        healthy.stdout + healthy.stderr
+    )
+    broken = {"gpus_per_node": 0, "interface": "ib7", "shared": ["/no/such/share"], "ray_temp": "/tmp/" + "deep/" * 9}
+    done = graphkd("doctor", "--site", str(site(root, **broken)), "--folder", str(root / "doctor"), check=False)
     assert done.returncode == 1
     faults = [line for line in done.stdout.splitlines() if line.startswith("node1: FAULT")]
     for fault in ("interface ib7 is not there", "/no/such/share", "give a shorter ray_temp"):

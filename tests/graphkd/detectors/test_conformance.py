@@ -156,6 +156,7 @@ def test_proposals_stay_on_the_page_best_first(detector: DetectorModule) -> None
         assert (scores.diff() <= 0).all()
 
 
+@pytest.mark.e2e
 def test_learns_one_page(detector: DetectorModule) -> None:
     images, sizes = pages(1)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3)

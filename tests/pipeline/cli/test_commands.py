@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pipeline.cli.main import main
 from tests.support.runs import small_run
+
+pytestmark = pytest.mark.e2e
 
 
 def graphkd(*arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -20,9 +25,21 @@ def graphkd(*arguments: str | Path, folder: Path | None = None) -> subprocess.Co
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=os.environ | {"COLUMNS": "200"})
 
 
-def test_from_pages_to_figures(coco_folder: Path, tmp_path: Path) -> None:
+def graphkd_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which saves starting Python and importing torch."""
+    stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(stdout), redirect_stderr(stderr):
+        patched.setattr(sys, "argv", ["graphkd", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+    return subprocess.CompletedProcess(arguments, code, stdout.getvalue(), stderr.getvalue())
+
+
+def test_from_pages_to_metrics(coco_folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    packed = graphkd(
+    packed = graphkd_here(
         "data",
         "pack",
         "--annotations",
@@ -38,9 +55,9 @@ def test_from_pages_to_figures(coco_folder: Path, tmp_path: Path) -> None:
     config.write_text(yaml.safe_dump(small_run(tmp_path, data, "teacher")))
     trained = graphkd("train", config, "schedule.steps=2", "--json")
     assert json.loads(trained.stdout.splitlines()[-1])["step"] == 2, trained.stderr
-    evaluated = graphkd("eval", config, "schedule.steps=2", "--json")
+    evaluated = graphkd_here("eval", config, "schedule.steps=2", "--json")
     assert json.loads(evaluated.stdout.splitlines()[-1])["pages"] == 10, evaluated.stderr
-    report = graphkd("report", tmp_path / "teacher", "--out", tmp_path / "report.html", "--pages", "1")
+    report = graphkd_here("report", tmp_path / "teacher", "--out", tmp_path / "report.html", "--pages", "1")
     assert report.returncode == 0, report.stderr
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
@@ -55,8 +72,11 @@ def test_from_pages_to_figures(coco_folder: Path, tmp_path: Path) -> None:
         (["eval", "--predictions", "a.json", "--annotations", "b.json"], "does not exist"),
     ],
 )
-def test_errors_are_one_line_and_a_non_zero_exit(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = graphkd(*arguments, folder=tmp_path)
+def test_errors_are_one_line_and_a_non_zero_exit(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = graphkd_here(*arguments)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -71,32 +91,32 @@ def test_external_tars_are_indexed_verified_and_repaired(dataset_folder: Path, t
     classes.write_text(
         json.dumps([{"id": 3, "name": "Text"}, {"id": 5, "name": "Picture"}, {"id": 9, "name": "Title"}])
     )
-    indexed = graphkd("data", "index", data, "--categories", classes, "--text", "Text", "--text", "Title")
+    indexed = graphkd_here("data", "index", data, "--categories", classes, "--text", "Text", "--text", "Title")
     assert "10 pages, 3 classes in 3 shards" in indexed.stdout, indexed.stderr
-    sound = graphkd("data", "verify", data)
+    sound = graphkd_here("data", "verify", data)
     assert (sound.returncode, sound.stdout.strip()) == (0, "no problems"), sound.stderr
-    info = json.loads(graphkd("data", "info", data, "--json").stdout.splitlines()[-1])
+    info = json.loads(graphkd_here("data", "info", data, "--json").stdout.splitlines()[-1])
     assert (info["pages"], info["classes"]["Title"]["text"]) == (10, True)
     content = bytearray((data / "shard-000001.tar").read_bytes())
     content[700] ^= 1
     (data / "shard-000001.tar").write_bytes(content)
     bad = graphkd("data", "verify", data)
     assert bad.returncode == 1 and "shard-000001.tar 000000004: its bytes are not those that were indexed" in bad.stdout
-    assert len(json.loads(graphkd("data", "verify", data, "--json").stdout.splitlines()[-1])["problems"]) >= 2
-    assert graphkd("data", "verify", data, "--exclude").returncode == 0
-    assert graphkd("data", "verify", data).stdout.strip() == "no problems"
-    mended = json.loads(graphkd("data", "info", data, "--json").stdout.splitlines()[-1])
-    assert (mended["pages"], mended["excluded"]) == (9, 1) and mended["identity"] != info["identity"]
+    assert len(json.loads(graphkd_here("data", "verify", data, "--json").stdout.splitlines()[-1])["problems"]) >= 2
+    assert graphkd_here("data", "verify", data, "--exclude").returncode == 0
+    assert graphkd_here("data", "verify", data).stdout.strip() == "no problems"
+    repaired = json.loads(graphkd_here("data", "info", data, "--json").stdout.splitlines()[-1])
+    assert (repaired["pages"], repaired["excluded"]) == (9, 1) and repaired["identity"] != info["identity"]
 
 
 def test_wrong_usage_exits_with_two() -> None:
     assert graphkd("eval").returncode == 2
-    assert graphkd("eval", "--predictions", "a.json").returncode == 2
+    assert graphkd_here("eval", "--predictions", "a.json").returncode == 2
 
 
 def test_version_and_help() -> None:
     assert graphkd("--version").stdout.startswith("graphkd ")
-    assert "quickstart" in graphkd("--help").stdout
+    assert "quickstart" in graphkd_here("--help").stdout
 
 
 def test_progress_without_a_terminal_shows_rate_and_time_left() -> None:

@@ -141,6 +141,7 @@ def test_text_is_distinguished_by_something_the_teacher_provides(path: Path) -> 
         assert student.method.graph.categorizer != "teacher_class"
 
 
+@pytest.mark.e2e
 def test_every_distinct_detector_builds() -> None:
     distinct = {(config.detector, config.data.num_classes, config.data.view.canvas) for config in map(loaded, EVERY)}
     assert len(distinct) == 4 * 6 + 1 + 5

@@ -115,7 +115,7 @@ def test_anchors_of_the_known_expression_are_recognised_and_nothing_is_run(tmp_p
 )
 def test_other_tags_are_refused_and_never_run(tmp_path: Path, tag: str) -> None:
     mark = tmp_path / "ran"
-    with pytest.raises(ConfigError, match=r"line 3: !!python tag .* would run code"):
+    with pytest.raises(ConfigError, match=r"line 3: !!python tag .* would execute code"):
         imported(tmp_path, f"_BASE_: base.yaml\nMODEL:\n  SIZES: {tag.format(mark=mark)}\n")
     assert not mark.exists()
 
@@ -128,7 +128,7 @@ def test_other_tags_are_refused_and_never_run(tmp_path: Path, tag: str) -> None:
         ("_BASE_: base.yaml\nMODEL: {BACKBONE: {NAME: build_swin}}\n", "MODEL.BACKBONE.NAME build_swin is not known"),
         ("_BASE_: base.yaml\nMODEL: {META_ARCHITECTURE: Panoptic}\n", "META_ARCHITECTURE Panoptic is not known"),
         ("_BASE_: base.yaml\nSOLVER: {STEPS: soon}\n", "SOLVER.STEPS is 'soon'"),
-        ("- 1\n", "holds a list"),
+        ("- 1\n", "contains a list"),
         ("a: [\n", "is not readable YAML"),
     ],
 )

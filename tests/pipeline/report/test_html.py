@@ -62,6 +62,7 @@ def test_a_whole_report(runs, dataset, graph, tmp_path: Path):
     assert len(page.images) == 3 + 3
 
 
+@pytest.mark.e2e
 def test_every_picture_is_embedded_and_can_be_decoded(runs, dataset, graph, tmp_path: Path):
     out = write_report(runs, tmp_path / "report.html", dataset=dataset, graph=graph)
     for source in Page(out.read_text(encoding="utf8")).images:
@@ -78,6 +79,7 @@ def test_the_page_loads_nothing_and_runs_nothing(runs, dataset, tmp_path: Path):
     assert not re.findall(r"//[a-z]|url\(|@import", without_pictures)
 
 
+@pytest.mark.e2e
 def test_the_same_runs_give_the_same_bytes(runs, dataset, graph, tmp_path: Path):
     first = write_report(runs, tmp_path / "a.html", dataset=dataset, graph=graph).read_bytes()
     assert write_report(runs, tmp_path / "b.html", dataset=dataset, graph=graph).read_bytes() == first

@@ -32,6 +32,7 @@ TRUTH = regions([[20, 30, 100, 60]], [4])
 NOTHING = regions([], [], [])
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("size", [(192, 256), (30, 900), (3000, 2000), (2480, 3508)])
 @pytest.mark.parametrize("runs", [0, 1, 3])
 def test_every_page_is_legible_and_of_bounded_size(size, runs):

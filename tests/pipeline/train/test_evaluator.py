@@ -26,6 +26,8 @@ from pipeline.train.run import evaluate_run, is_finished, train_run
 from tests.support.processes import end_ranks, output_of, spawn_ranks
 from tests.support.runs import small_run
 
+pytestmark = pytest.mark.e2e
+
 
 def run(folder: Path, packed: Path, name: str, **changes: Any) -> RunConfig:
     changes["run"] = {"eval_every": 2, **changes.get("run", {})}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,8 @@ from pipeline.runs.metrics import read_metrics
 from pipeline.train.run import train_run
 from tests.support.processes import end_ranks, output_of, spawn_ranks
 from tests.support.runs import build_here, small_run
+
+pytestmark = pytest.mark.e2e
 
 # Small plain steps: at random weights, large ones let rounding grow a hundredfold from one step to the next.
 PLAIN = {"optimizer": "sgd", "lr": 1e-5}
@@ -68,7 +68,7 @@ def test_parts_of_a_batch_give_the_losses_and_weights_of_the_whole(folder: Path,
     assert [len(samples) for samples in read_ledger(parted.folder).values()] == [4] * 4
 
 
-@pytest.mark.parametrize(("ranks", "accumulate"), [(3, 1), (2, 2)])
+@pytest.mark.parametrize(("ranks", "accumulate"), [(3, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_other_numbers_of_ranks_give_the_same_losses(
     ranks: int, accumulate: int, folder: Path, dataset_folder: Path, tmp_path: Path
 ) -> None:
@@ -239,14 +239,10 @@ def test_nonfinite_weights_are_not_kept(dataset_folder: Path, tmp_path: Path) ->
     assert last is None or all(torch.isfinite(value).all() for value in load_weights(last.weights).values())
 
 
-def test_deterministic_algorithms_are_asked_for(dataset_folder: Path, tmp_path: Path) -> None:
+def test_deterministic_algorithms_are_enabled(dataset_folder: Path, tmp_path: Path) -> None:
     config = run(tmp_path, dataset_folder, "exact", compute={"deterministic": True}, run={"log_every": 4})
-    path = tmp_path / "exact.yaml"
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    code = (
-        "import torch; from pathlib import Path; from pipeline.config import load_config\n"
-        "from pipeline.context import RunContext\n"
-        f"from pipeline.train.run import train_run; train_run(RunContext(load_config(Path({str(path)!r}))))\n"
-        "assert torch.are_deterministic_algorithms_enabled()"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        train_run(RunContext(config))
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)

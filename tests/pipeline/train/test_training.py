@@ -25,6 +25,8 @@ from pipeline.train.smoke import smoke
 from pipeline.training_step import build_training_step
 from tests.support.runs import SMALL_DETECTOR, build_here, small_run
 
+pytestmark = pytest.mark.e2e
+
 CPU = torch.device("cpu")
 
 

@@ -134,7 +134,7 @@ def test_another_dataset_in_the_folder_is_refused(coco_folder: Path, tmp_path: P
 
 
 def test_unknown_text_classes_are_listed(coco_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="--text names Txet, but the classes are Text, Picture, Title"):
+    with pytest.raises(DataError, match="--text: unknown classes Txet; the classes are Text, Picture, Title"):
         pack(coco_folder / "annotations.json", coco_folder / "images", tmp_path / "out", text=["Txet"])
 
 
@@ -225,6 +225,7 @@ packing.pack(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), samples_pe
 """
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize("stopped_at", [0, 4, 8])
 def test_packing_resumes_where_it_was_killed(coco_folder: Path, tmp_path: Path, stopped_at: int) -> None:
     arguments = (coco_folder / "annotations.json", coco_folder / "images")
@@ -252,6 +253,7 @@ def test_packing_resumes_where_it_was_killed(coco_folder: Path, tmp_path: Path, 
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in (tmp_path / "whole").iterdir())
 
 
+@pytest.mark.kill
 def test_packing_resumes_when_killed_during_renaming(coco_folder: Path, tmp_path: Path) -> None:
     arguments = (coco_folder / "annotations.json", coco_folder / "images")
     out = tmp_path / "out"
@@ -269,6 +271,7 @@ def test_packing_resumes_when_killed_during_renaming(coco_folder: Path, tmp_path
     assert verify(out, workers=1) == []
 
 
+@pytest.mark.e2e
 def test_processes_write_the_same_bytes(coco_folder: Path, tmp_path: Path) -> None:
     arguments = (coco_folder / "annotations.json", coco_folder / "images")
     one = pack(*arguments, tmp_path / "one", samples_per_shard=2, workers=1)

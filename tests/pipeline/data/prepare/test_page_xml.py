@@ -108,12 +108,12 @@ def test_nested_regions_count_and_lines_do_not(folder: Folder) -> None:
     assert [name for name, _ in boxes(folder.add(content).convert())] == ["TableRegion", "TextRegion"]
 
 
-def test_regions_without_a_polygon_are_left_out_and_logged(folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
+def test_regions_without_a_polygon_are_skipped_and_logged(folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
     empty = '<NoiseRegion id="n"><Coords/></NoiseRegion>'
     content = page_xml(empty + region("TextRegion", "1,1 5,5") + region("TextRegion", SQUARE))
     with caplog.at_level(logging.WARNING):
         assert len(folder.add(content).convert()["annotations"]) == 1
-    assert "left out 2 regions" in caplog.text and "page.xml" in caplog.text
+    assert "skipped 2 regions" in caplog.text and "page.xml" in caplog.text
 
 
 def test_ids_follow_sorted_names_and_the_file_is_reproducible(folder: Folder) -> None:

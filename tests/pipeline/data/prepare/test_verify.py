@@ -158,6 +158,7 @@ def test_a_dataset_without_a_sound_sample_is_not_emptied(copy: Path) -> None:
     assert len(read_dataset_json(copy).shards) == 3
 
 
+@pytest.mark.e2e
 def test_processes_and_ray_find_the_same(copy: Path) -> None:
     rewritten(copy / SHARD, BAD_SAMPLES["has category id 77"])
     assert verify(copy, workers=2) == verify(copy, workers=1) != []

@@ -72,6 +72,7 @@ def test_only_the_bytes_that_are_needed_travel(dataset_folder: Path, files: File
     assert store.read("dataset.json") == (dataset_folder / "dataset.json").read_bytes()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("fault", ["drop", "stall", "503", "429", "whole"])
 def test_transient_faults_are_retried(dataset_folder: Path, files: Files, fault: str) -> None:
     expected = pages(dataset_folder)
@@ -225,6 +226,7 @@ dataset.store.close()
 """
 
 
+@pytest.mark.kill
 def test_a_killed_copy_leaves_no_valid_file(files: Files, tmp_path: Path) -> None:
     files.stall_s = 60
     dataset = PackedDataset(files.url, QUICK)
