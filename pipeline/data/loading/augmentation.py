@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.data.format.images import decode_rgb
 from pipeline.data.loading.rng import hash_key, random_uint64, random_uniform
 
 # Scan noise at strength 1: a bad photocopy that is still legible.
@@ -165,10 +166,7 @@ def render_page(image: Image.Image, view: Augmentation, canvas: tuple[int, int])
 
 def decode_image(image: Image.Image, view: Augmentation, transform: Transform) -> Image.Image:
     """Decode an opened image to RGB, at a fraction of its size if that suffices. Raises ``DECODING_ERRORS``."""
-    if view.whole:
-        image.draft("RGB", (transform.width, transform.height))  # scaled decoding of JPEG; a no-op for other formats
-    image.load()
-    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy an RGB image
+    return decode_rgb(image, (transform.width, transform.height) if view.whole else None)
 
 
 def render(page: Image.Image, transform: Transform, view: Augmentation, canvas: tuple[int, int]) -> NDArray[np.uint8]:
@@ -203,3 +201,21 @@ def boxes_to_canvas(boxes: NDArray[np.float32], transform: Transform) -> NDArray
     if transform.flip:
         low[:, 0], high[:, 0] = transform.width - high[:, 0], transform.width - low[:, 0]
     return np.concatenate([low, high], axis=1).astype(np.float32)
+
+
+def regions_on_canvas(
+    boxes: NDArray[np.float32], transform: Transform
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Boxes as :func:`boxes_to_canvas`, [n, 4], and two masks [n]: which the view shows, and which it widened.
+
+    Regions below 1 px break the encoding of boxes. What is that thin as a whole, such as a separator, is widened to 1
+    px if the view shows at least half of it; of larger regions at least 1 px must be in the view.
+    """
+    corners = boxes_to_canvas(boxes, transform)
+    sides, whole = corners[:, 2:] - corners[:, :2], boxes[:, 2:] * np.array(transform.scale, dtype=np.float32)
+    shown: NDArray[np.bool_] = np.all((sides >= np.where(whole >= 1, 1, whole / 2)) & (sides > 0), axis=1)
+    thin: NDArray[np.bool_] = shown[:, None] & (sides < 1)
+    limit = np.array([transform.width, transform.height], dtype=np.float32)
+    low = np.clip((corners[:, :2] + corners[:, 2:] - 1) / 2, 0, limit - 1)
+    corners = np.where(np.tile(thin, 2), np.concatenate([low, low + 1], axis=1), corners)
+    return corners.astype(np.float32), shown, np.any(thin, axis=1)

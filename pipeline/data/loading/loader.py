@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -18,16 +19,16 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from graphkd.batch import PageBatch
 from pipeline.core.errors import DataError
 from pipeline.data.format.dataset import BadSampleError, PackedDataset, Sample
-from pipeline.data.format.images import DECODING_ERRORS
+from pipeline.data.format.images import DECODING_ERRORS, upright_size
 from pipeline.data.loading.augmentation import (
     Augmentation,
     AugmentationConfig,
     Transform,
     Views,
-    boxes_to_canvas,
     compute_transform,
     decode_image,
     evaluation_augmentation,
+    regions_on_canvas,
     render,
     training_augmentation,
 )
@@ -111,9 +112,8 @@ class PageDataset(Dataset[RenderedPage]):
         if self.views.augmented:
             view = training_augmentation(self.config, self.seed, ref.sample, view_index)
         transform = compute_transform(*sample.size, view, self.config.canvas)
-        boxes = boxes_to_canvas(sample.boxes, transform)
-        # Regions below one canvas px have no useful gradient and break box encoding.
-        kept = ~sample.crowd & ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(axis=1)
+        boxes, shown, _ = regions_on_canvas(sample.boxes, transform)
+        kept = ~sample.crowd & shown
         return RenderedPage(
             image=render(self._decode(sample, content, view, transform), transform, view, self.config.canvas),
             size=(transform.height, transform.width),
@@ -128,13 +128,15 @@ class PageDataset(Dataset[RenderedPage]):
 
     def _decode(self, sample: Sample, content: bytes, view: Augmentation, transform: Transform) -> Image.Image:
         image = self.dataset.open_image(content, sample)
-        if image.size != sample.size:
-            stated = f"its json says {sample.size[0]} x {sample.size[1]} px"
-            raise self.dataset.bad_sample_error(sample, f"it is {image.size[0]} x {image.size[1]} px, {stated}")
         try:
-            return decode_image(image, view, transform)
+            size = upright_size(image)
+            page = decode_image(image, view, transform)
         except DECODING_ERRORS as error:
             raise self.dataset.bad_sample_error(sample, error) from error
+        if size != sample.size:
+            stated = f"its json says {sample.size[0]} x {sample.size[1]} px"
+            raise self.dataset.bad_sample_error(sample, f"it is {size[0]} x {size[1]} px, {stated}")
+        return page
 
 
 def collate(pages: list[RenderedPage]) -> PageBatch:
@@ -181,10 +183,11 @@ def _forkserver_context() -> BaseContext:
 
 
 def _init_worker(_worker: int) -> None:
-    """Load on one thread, and exit when the process that started the loader does, however that ends.
+    """Load on one thread, leave Ctrl-C to the training process, and exit when that does, however it ends.
 
     torch watches the parent process, which here is the fork server; and that lives as long as one of its workers.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the training process decides
     torch.set_num_threads(1)
     threading.Thread(target=_exit_with_owner, daemon=True).start()
 

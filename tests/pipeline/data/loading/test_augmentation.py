@@ -17,6 +17,7 @@ from pipeline.data.loading.augmentation import (
     boxes_to_canvas,
     compute_transform,
     evaluation_augmentation,
+    regions_on_canvas,
     render_page,
     training_augmentation,
 )
@@ -25,6 +26,30 @@ from pipeline.data.loading.order import SampleRef
 
 PLAIN = AugmentationConfig(canvas=(128, 96), shortest_edge=(64, 96))
 BUSY = AugmentationConfig(canvas=(128, 96), shortest_edge=(64, 96), flip=0.5, crop=0.6, noise=0.8)
+
+
+def test_thin_regions_keep_one_px_of_the_canvas() -> None:
+    page = compute_transform(7496, 10728, evaluation_augmentation(AugmentationConfig()), (1184, 832))
+    boxes = np.array(
+        [[300, 300, 3000, 800], [300, 1500, 3000, 5], [3600, 300, 5, 9000], [7494, 10725, 2, 3]], dtype=np.float32
+    )
+    corners, shown, widened = regions_on_canvas(boxes, page)
+    sides = corners[:, 2:] - corners[:, :2]
+    assert shown.all() and widened.tolist() == [False, True, True, True]
+    assert (sides > 0.999).all() and np.allclose(sides[1:3].min(axis=1), 1, atol=1e-4)
+    assert np.array_equal(corners[0], boxes_to_canvas(boxes, page)[0])
+    assert corners.min() >= 0 and (corners[:, 2] <= page.width).all() and (corners[:, 3] <= page.height).all()
+    middle = boxes_to_canvas(boxes, page)[1, [1, 3]].mean()
+    assert abs(corners[1, [1, 3]].mean() - middle) < 1e-3
+
+
+def test_a_crop_hides_thin_regions_and_slivers_of_others() -> None:
+    crop = Augmentation(64, crop=(0.5, 0.0, 1.0, 1.0))
+    placed = compute_transform(200, 260, crop, (128, 96))
+    boxes = np.array([[10, 10, 1, 100], [150, 10, 1, 100], [40, 10, 60.5, 100], [40, 10, 70, 100]], dtype=np.float32)
+    _, shown, widened = regions_on_canvas(boxes, placed)
+    assert shown.tolist() == [False, True, False, True]
+    assert widened.tolist() == [False, True, False, False]
 
 
 def marked_page() -> tuple[Image.Image, np.ndarray]:
