@@ -26,8 +26,7 @@ LINKS = 50_000  # hard links that one file may have
 
 def make_shards(out: Path, count: int) -> Path:
     """A dataset of ``count`` shards, all of them the same four pages."""
-    from pipeline.core.files import write_json
-    from pipeline.data.format.schema import DatasetJson, index_path, read_dataset_json
+    from pipeline.data.format.schema import DatasetJson, index_path, read_dataset_json, write_dataset_json
     from pipeline.data.prepare.pack import pack
     from pipeline.synth import write_pages
 
@@ -49,7 +48,7 @@ def make_shards(out: Path, count: int) -> Path:
                 shutil.copy(path, target)
         shards.append(shard)
     description = DatasetJson(version=one.version, categories=one.categories, shards=shards)
-    write_json(many / "dataset.json", description.model_dump())
+    write_dataset_json(many, description)
     return many
 
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import tarfile
-from collections.abc import Collection
+from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from pipeline.core.errors import DataError, OutputError
-from pipeline.core.files import atomic_path
-from pipeline.data.format.schema import IMAGE_EXTENSIONS, INDEX_SCHEMA, SampleJson, index_path
+from pipeline.core.errors import DataError
+from pipeline.data.format.schema import INDEX_SCHEMA, INDEX_SCHEMA_1
 
-SampleFiles = dict[str, list[tarfile.TarInfo]]
-"""Members of one sample by extension; more than one of an extension are duplicates."""
+REMEDY = "run `graphkd data index`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +31,28 @@ class IndexRow:
     """[n]: the dataset's own ids."""
     crowd: NDArray[np.bool_]
     """[n]."""
+    areas: NDArray[np.float32]
+    """[n]: image px squared; of the mask if there was one."""
     image_offset: int
     image_bytes: int
+    image_digest: int | None
+    """xxh3_64 of the image's bytes; None in indexes of version 1."""
+    source_digest: int | None
+    """xxh3_64 of the image file that was packed; None in indexes of version 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexArrays:
+    """All regions of a shard."""
+
+    starts: NDArray[np.int64]
+    """[pages + 1]: first region of each page."""
+    sizes: NDArray[np.int64]
+    """[pages, 2]: width and height, image px."""
+    boxes: NDArray[np.float32]
+    """[n, 4]: x, y, width, height, image px."""
+    category_ids: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
 
 
 class ShardIndex:
@@ -48,10 +61,8 @@ class ShardIndex:
     def __init__(self, table: pa.Table) -> None:
         self.table = table
         self._columns = {name: table.column(name).combine_chunks() for name in table.column_names}
-        self._numbers = {
-            name: self._columns[name].to_numpy()
-            for name in ("image_id", "width", "height", "image_offset", "image_bytes")
-        }
+        integers = ("image_id", "width", "height", "image_offset", "image_bytes", "image_digest", "source_digest")
+        self._numbers = {name: self._columns[name].to_numpy() for name in integers if name in self._columns}
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -59,143 +70,75 @@ class ShardIndex:
     def row(self, number: int) -> IndexRow:
         """Row ``number``, 0 to len - 1."""
         numbers = {name: int(values[number]) for name, values in self._numbers.items()}
+        boxes = self._list("boxes", number).reshape(-1, 4)
         return IndexRow(
             key=self._columns["key"][number].as_py(),
             image_id=numbers["image_id"],
             file_name=self._columns["file_name"][number].as_py(),
             size=(numbers["width"], numbers["height"]),
-            boxes=self._list("boxes", number).reshape(-1, 4),
+            boxes=boxes,
             category_ids=self._list("category_ids", number),
             crowd=self._list("iscrowd", number).astype(bool),
+            areas=self._list("areas", number) if "areas" in self._columns else boxes[:, 2] * boxes[:, 3],
             image_offset=numbers["image_offset"],
             image_bytes=numbers["image_bytes"],
+            image_digest=numbers.get("image_digest"),
+            source_digest=numbers.get("source_digest"),
         )
 
-    def digest(self, number: int) -> bytes:
-        """SHA-256 of the bytes of a sample's image and json."""
-        return bytes(self._columns["digest"][number].as_py())
+    def arrays(self) -> IndexArrays:
+        """All regions of the shard, for counting."""
+        crowd = self._columns["iscrowd"]
+        return IndexArrays(
+            starts=np.asarray(crowd.offsets).astype(np.int64),
+            sizes=np.stack([self._numbers["width"], self._numbers["height"]], axis=1).astype(np.int64),
+            boxes=np.asarray(self._columns["boxes"].flatten()).reshape(-1, 4),
+            category_ids=np.asarray(self._columns["category_ids"].flatten()),
+            crowd=np.asarray(crowd.flatten()).astype(bool),
+        )
 
-    def keys(self) -> list[str]:
-        """Keys of all rows."""
-        return list(self.table.column("key").to_pylist())
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """All rows as plain values, by column name."""
+        return (row for batch in self.table.to_batches() for row in batch.to_pylist())
 
     def _list(self, name: str, number: int) -> NDArray[Any]:
         values: NDArray[Any] = self._columns[name][number].values.to_numpy(zero_copy_only=False)
         return values
 
 
-def build_index(shard: Path, excluded: Collection[str] = ()) -> ShardIndex:
-    """Scan a tar and write its index beside it, without samples whose keys are ``excluded``.
-
-    Raises:
-        DataError: naming the tar and the sample at fault.
-        OutputError: if the index cannot be written.
-    """
-    table = scan_tar(shard, excluded)
-    with (
-        atomic_path(index_path(shard)) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, INDEX_SCHEMA) as writer,
-    ):
-        writer.write_table(table)
-    return ShardIndex(table)
-
-
-def open_index(shard: Path, excluded: Collection[str] = ()) -> ShardIndex:
-    """Memory-map the index of a tar, building it first if it is missing."""
-    path = index_path(shard)
-    if not path.exists():
-        try:
-            return build_index(shard, excluded)
-        except OutputError:  # a read-only folder can still be read
-            return ShardIndex(scan_tar(shard, excluded))
-    return parse_index(pa.memory_map(str(path)), str(path))
-
-
-def parse_index(source: Any, path: str) -> ShardIndex:
-    """Read an index from an Arrow source.
+def parse_index(source: Any, path: str, tar_bytes: int | None = None) -> ShardIndex:
+    """Read and check an index from an Arrow source; images must lie within ``tar_bytes`` of the tar.
 
     Raises:
         DataError: if it is damaged or was made by another release.
     """
     try:
         table = pa.ipc.open_file(source).read_all()
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path} is damaged ({error}); delete it and run `graphkd data index`") from error
-    if table.schema != INDEX_SCHEMA:
-        raise DataError(f"{path} was made by another release; delete it and run `graphkd data index`")
+        table.validate(full=True)
+        fault = _fault(table, tar_bytes) if table.schema in (INDEX_SCHEMA, INDEX_SCHEMA_1) else None
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise DataError(f"{path} is damaged ({str(error).splitlines()[0]}); {REMEDY}") from error
+    if table.schema not in (INDEX_SCHEMA, INDEX_SCHEMA_1):
+        raise DataError(f"{path} was made by another release; {REMEDY}")
+    if fault is not None:
+        raise DataError(f"{path} is damaged ({fault}); {REMEDY}")
     return ShardIndex(table)
 
 
-def scan_tar(shard: Path, excluded: Collection[str] = ()) -> pa.Table:
-    """Index of a tar as a table, rows in the order in which keys first appear."""
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            rows = [_row(tar, shard, key, files) for key, files in group_samples(tar).items() if key not in excluded]
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(f"{shard} is not a readable tar ({error}); copy or pack it again") from error
-    return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
-
-
-def group_samples(tar: tarfile.TarFile) -> dict[str, SampleFiles]:
-    """Members of an open tar by sample key, then by extension."""
-    from webdataset.tariterators import base_plus_ext  # slow to import, and only indexing needs it
-
-    samples: dict[str, SampleFiles] = {}
-    for member in tar:
-        key, extension = base_plus_ext(member.name)
-        if member.isfile() and key is not None:
-            samples.setdefault(key, {}).setdefault(extension.lower(), []).append(member)
-    return samples
-
-
-def find_image(files: SampleFiles) -> tuple[str, tarfile.TarInfo] | None:
-    """Extension and member of a sample's image, or None."""
-    return next(((extension, files[extension][0]) for extension in IMAGE_EXTENSIONS if extension in files), None)
-
-
-def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """Bytes of a member. Raises EOFError if the tar ends within it."""
-    file = tar.extractfile(member)
-    assert file is not None
-    content = file.read()
-    if len(content) != member.size:
-        raise EOFError(f"it ends within {member.name}")
-    return content
-
-
-def parse_sample(content: bytes) -> SampleJson:
-    """Parse a sample's json. Raises ValueError with the first mistake in one line."""
-    try:
-        return SampleJson.model_validate(json.loads(content))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}") from error
-
-
-def sample_digest(image: bytes, annotation: bytes) -> bytes:
-    """SHA-256 of a sample's content."""
-    digest = sha256(image)
-    digest.update(annotation)
-    return digest.digest()
-
-
-def _row(tar: tarfile.TarFile, shard: Path, key: str, files: SampleFiles) -> dict[str, Any]:
-    duplicate = next((members[0].name for members in files.values() if len(members) > 1), None)
-    if duplicate is not None:
-        raise DataError(f"{shard} holds {duplicate!r} twice; keys must be unique within a tar")
-    found = find_image(files)
-    if found is None or "json" not in files:
-        raise DataError(f"{shard}: sample {key!r} has {sorted(files)}, but needs an image and a json; pack it again")
-    image, annotation = found[1], read_member(tar, files["json"][0])
-    try:
-        sample = parse_sample(annotation)
-    except ValueError as error:
-        raise DataError(f"{shard}: the json of sample {key!r} is malformed ({error})") from error
-    return sample.model_dump(exclude={"boxes"}) | {
-        "key": key,
-        "image_offset": image.offset_data,
-        "image_bytes": image.size,
-        "boxes": [value for box in sample.boxes for value in box],
-        "digest": sample_digest(read_member(tar, image), annotation),
-    }
+def _fault(table: pa.Table, tar_bytes: int | None) -> str | None:
+    """What is impossible in an index whose Arrow structure is sound."""
+    columns = {name: table.column(name).combine_chunks() for name in table.column_names}
+    lists = {name: column for name, column in columns.items() if pa.types.is_list(column.type)}
+    if any(each.null_count for each in [*columns.values(), *(column.flatten() for column in lists.values())]):
+        return "values are missing"
+    lengths = {name: np.diff(np.asarray(column.offsets)) for name, column in lists.items()}
+    regions = lengths.pop("boxes")
+    if any((4 * count != regions).any() for count in lengths.values()):
+        return "its lists have different lengths"
+    floats = [np.asarray(columns[name].flatten()) for name in ("boxes", "areas") if name in columns]
+    if not all(np.isfinite(values).all() for values in floats):
+        return "a box is not finite"
+    offset, size = (columns[name].to_numpy() for name in ("image_offset", "image_bytes"))
+    if (offset < 0).any() or (size <= 0).any() or (tar_bytes is not None and (offset + size > tar_bytes).any()):
+        return "an image lies outside its tar"
+    return "a page has no size" if any((columns[name].to_numpy() <= 0).any() for name in ("width", "height")) else None

@@ -64,7 +64,11 @@ class Store(Protocol):
         ...
 
     def register(self, files: Mapping[str, FileInfo]) -> None:
-        """Announce the files that ranges will be read from, so that copies of them may be kept."""
+        """Announce the files that ranges will be read from, so that their size is checked and copies may be kept."""
+        ...
+
+    def discard_copy(self, name: str) -> bool:
+        """Remove a local copy that turned out to be damaged. Returns whether reading again may help."""
         ...
 
 

@@ -16,6 +16,7 @@ from pipeline.core.errors import DataError
 from pipeline.data.storage.base import ByteRange, FileInfo, read_error
 
 MAX_OPEN_FILES = 256  # per process; a rank reads about 64 shards at a time
+CHANGED_REMEDY = "copy or pack it again, or run `graphkd data index` if it was replaced on purpose"
 
 
 class LocalStore:
@@ -24,6 +25,7 @@ class LocalStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.location = str(folder)
+        self._registered: Mapping[str, FileInfo] = {}
         self._files: LRUCache[Any, FileIO] = LRUCache(MAX_OPEN_FILES)
         self._guard = Lock()
 
@@ -39,7 +41,12 @@ class LocalStore:
         return [self._read_range(part) for part in ranges]
 
     def register(self, files: Mapping[str, FileInfo]) -> None:
-        """Nothing to prepare."""
+        """Check the size of these files when they are opened."""
+        self._registered = files
+
+    def discard_copy(self, name: str) -> bool:
+        """These files are no copies."""
+        return False
 
     def _read_range(self, part: ByteRange) -> bytes:
         try:
@@ -50,10 +57,18 @@ class LocalStore:
         if len(content) != part.size:
             raise DataError(
                 f"{self.folder / part.name} ends before byte {part.start + part.size}; it was cut short or replaced: "
-                "copy or pack it again, then run `graphkd data verify`"
+                f"{CHANGED_REMEDY}"
             )
         return content
 
     @cachedmethod(attrgetter("_files"), lock=attrgetter("_guard"))
     def _file(self, name: str) -> FileIO:
-        return FileIO(self.folder / name)
+        file = FileIO(self.folder / name)
+        size = os.fstat(file.fileno()).st_size
+        if name in self._registered and size != self._registered[name].bytes:
+            file.close()
+            raise DataError(
+                f"{self.folder / name} has {size} bytes, but dataset.json says {self._registered[name].bytes}; it was "
+                f"cut short or replaced: {CHANGED_REMEDY}"
+            )
+        return file

@@ -72,6 +72,10 @@ class RemoteStore:
     def register(self, files: Mapping[str, FileInfo]) -> None:
         """Nothing to prepare."""
 
+    def discard_copy(self, name: str) -> bool:
+        """There are no copies."""
+        return False
+
     def _url(self, name: str) -> str:
         return f"{self.location}/{name}"
 

@@ -52,12 +52,24 @@ class CachedStore:
         content = [self.location, sorted((name, info.sha256) for name, info in files.items())]
         self.folder = self.root / fingerprint(content)[:16]
         self._local = LocalStore(self.folder)
+        self._local.register(files)
 
     def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         """Read ranges from local copies, and remotely while copies are being made."""
         copied = [self._has_copy(part.name) for part in ranges]
         remote = iter(self.remote.read_ranges([part for part, local in zip(ranges, copied, strict=True) if not local]))
         return [self._read_copy(part) if local else next(remote) for part, local in zip(ranges, copied, strict=True)]
+
+    def discard_copy(self, name: str) -> bool:
+        """Remove the local copy of a shard, so that it is read remotely and copied again."""
+        path = self.folder / name
+        if not path.exists():
+            return False
+        log.warning("the local copy %s is damaged; it is removed and copied again", path)
+        path.unlink(missing_ok=True)
+        self._local = LocalStore(self.folder)  # forgets the open file
+        self._local.register(self._registered)
+        return True
 
     def close(self) -> None:
         """Wait for copies in progress."""
@@ -67,7 +79,8 @@ class CachedStore:
     def _read_copy(self, part: ByteRange) -> bytes:
         try:
             return self._local.read_ranges([part])[0]
-        except DataError:  # another process removed it to make room
+        except DataError:  # another process removed it to make room, or it was cut short
+            self.discard_copy(part.name)
             return self.remote.read_ranges([part])[0]
 
     def _has_copy(self, name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ import yaml
 
 from pipeline.config import load_config
 from pipeline.core.errors import CheckpointError
+from pipeline.data.format.schema import read_dataset_json, write_dataset_json
 from pipeline.data.prepare.pack import pack
 from pipeline.runs.ledger import read_ledger
 from tests.support.pages import write_coco
@@ -195,9 +195,9 @@ def test_the_finite_pass_gives_every_page_once_and_lets_no_rank_wait(pages: Path
 def test_another_dataset_seed_or_batch_is_refused(pages: Path, tmp_path: Path) -> None:
     config = config_file(tmp_path, pages, "first", 2)
     train_here(load_config(config))
-    description = json.loads((pages / "dataset.json").read_text())
+    description = read_dataset_json(pages)
     other = Path(shutil.copytree(pages, tmp_path / "other"))
-    (other / "dataset.json").write_text(json.dumps({**description, "shards": description["shards"][:-1]}))
+    write_dataset_json(other, description.model_copy(update={"shards": description.shards[:-1]}))
     for change, message in (
         ("run.seed=1", "run.seed 0, not 1"),
         ("schedule.batch=2", "schedule.batch 4, not 2"),

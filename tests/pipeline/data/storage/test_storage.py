@@ -207,6 +207,21 @@ def test_a_copy_that_does_not_fit_its_checksum_is_not_kept(
     assert not list((tmp_path / "cache").glob("*/.*.tmp"))
 
 
+@pytest.mark.parametrize("damage", ["flip", "truncate"])
+def test_a_damaged_copy_is_replaced(dataset_folder: Path, files: Files, tmp_path: Path, damage: str) -> None:
+    storage = QUICK.model_copy(update={"cache": tmp_path / "cache"})
+    expected = pages(dataset_folder)
+    dataset = PackedDataset(files.url, storage)
+    sample = dataset.sample(2)
+    dataset.image(sample)
+    dataset.store.close()  # type: ignore[attr-defined]
+    (copied,) = (tmp_path / "cache").glob(f"*/{SHARD}")
+    content = bytearray(copied.read_bytes())
+    content[sample.image_offset + 40] ^= 1
+    copied.write_bytes(content if damage == "flip" else content[:100])
+    assert same(pages(files.url, storage), expected)
+
+
 def test_training_continues_while_the_store_is_down_once_shards_are_copied(files: Files, tmp_path: Path) -> None:
     dataset, store = cached(files, tmp_path)
     expected = read_all(dataset)
