@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,16 @@ from pipeline.cli.console import console, page_progress, print_json
 
 if TYPE_CHECKING:
     from pipeline.data.format.schema import DatasetJson
+
+
+class BoxFormat(str, Enum):
+    """How boxes are written."""
+
+    AUTO = "auto"
+    XYWH = "xywh"
+    XYXY = "xyxy"
+    RELATIVE = "relative"
+
 
 commands = typer.Typer(help="Make and inspect datasets.", no_args_is_help=True)
 
@@ -57,14 +68,23 @@ def pack(
     shard_size: Annotated[int, typer.Option(min=1, help="Pages per tar.")] = 256,
     text: Annotated[
         list[str] | None,
-        typer.Option(help="A text class; repeatable. Default: all except pictures, tables and the like."),
+        typer.Option(help="A text class; repeatable. Default: told from the words of the names; none: no class."),
     ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Clip boxes to their page and drop empty ones.")] = False,
+    boxes: Annotated[
+        BoxFormat,
+        typer.Option(help="xywh, xyxy, or relative to the page's size; auto: xywh, refused if they look otherwise."),
+    ] = BoxFormat.AUTO,
+    rotated: Annotated[bool, typer.Option("--rotated", help="Enclose rotated boxes (CVAT) in upright ones.")] = False,
+    crowd_as_regions: Annotated[
+        bool, typer.Option("--crowd-as-regions", help="Take iscrowd 1 (CVAT's masks) for ordinary regions.")
+    ] = False,
     workers: Workers = 0,
     ray: OnRay = False,
     as_json: AsJson = False,
 ) -> None:
     """Pack COCO-annotated pages into webdataset tars."""
+    from pipeline.data.prepare.box_conventions import BoxOptions
     from pipeline.data.prepare.pack import pack as pack_pages
 
     with page_progress("packing pages") as update:
@@ -75,12 +95,14 @@ def pack(
             samples_per_shard=shard_size,
             text=text,
             repair=repair,
+            boxes=BoxOptions(boxes.value, rotated, crowd_as_regions),
             workers=workers,
             on_ray=ray,
             progress=update,
         )
     if as_json:
-        print_json({"folder": str(out_folder), "pages": dataset.samples, "shards": len(dataset.shards)})
+        size = {"pages": dataset.samples, "shards": len(dataset.shards)}
+        print_json({"folder": str(out_folder), **size, "repairs": dataset.repairs})
     else:
         _show_size(dataset, out_folder)
 
@@ -112,14 +134,22 @@ def index(
 
 
 def _show_size(dataset: DatasetJson, folder: Path) -> None:
+    from pipeline.data.summary import summarize
+
     classes, shards = len(dataset.categories), len(dataset.shards)
     console.print(f"{dataset.samples} pages, {classes} classes in {shards} shards: {folder}")
+    _show_notes(summarize(folder)["notes"])
+
+
+def _show_notes(notes: list[str]) -> None:
+    if notes:
+        console.print(f"note: {'; '.join(notes)}", markup=False, highlight=False, soft_wrap=True)
 
 
 @commands.command()
 def info(dataset: Annotated[str, typer.Argument(help="Dataset folder or URL.")], as_json: AsJson = False) -> None:
     """Show what a dataset holds: classes, shards, pages, regions, identity."""
-    from pipeline.data.prepare.summary import summarize
+    from pipeline.data.summary import summarize
 
     content = summarize(dataset)
     if as_json:
@@ -130,7 +160,9 @@ def info(dataset: Annotated[str, typer.Argument(help="Dataset folder or URL.")],
         console.print(f"{content['excluded']} samples of its tars are excluded")
     console.print(f"identity {content['identity']}")
     for name, entry in content["classes"].items():
-        console.print(f"  {name:<24} {entry['regions']:>8} regions  {'text' if entry['text'] else 'not text'}")
+        line = f"  {name:<24} {entry['regions']:>8} regions  {'text' if entry['text'] else 'not text'}"
+        console.print(line, markup=False, highlight=False)
+    _show_notes(content["notes"])
 
 
 @commands.command()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, SoftFileLock, Timeout
@@ -28,6 +28,18 @@ def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
         yield held
     finally:
         lock.release()
+
+
+@contextmanager
+def checked_lock(check: Callable[[], object], lock: AbstractContextManager[object]) -> Iterator[None]:
+    """Check a folder, lock it, and check it again: another process may have changed it in between.
+
+    ``check`` raises if the folder cannot be used. Checking first leaves a folder that holds something else untouched.
+    """
+    check()
+    with lock:
+        check()
+        yield
 
 
 def _acquire(lock: FileLock, path: Path, wait: bool) -> bool:

@@ -1,18 +1,38 @@
-"""Reading and checking COCO annotation files."""
+"""Reading and checking COCO annotation files, for packing and for evaluation alike."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 
 from pipeline.core.errors import DataError
+from pipeline.data.prepare.box_conventions import Box, BoxOptions, box_converter
 
 EDGE_TOLERANCE_PX = 2.0  # rounding in published annotations; such boxes are clipped without a warning
+MAX_REPAIRED = 0.3  # share of a file's regions; more are no slips
+LISTED = 3  # problems in an error
+
+
+def _encodable(text: str) -> str:
+    text.encode()  # a lone surrogate raises UnicodeEncodeError, a ValueError
+    return text
+
+
+def _cvat_attributes(value: Any) -> Any:
+    """Attributes with a rotation; other exporters keep other things under that key."""
+    known = isinstance(value, dict) and isinstance(value.get("rotation"), (int, float))
+    return {"rotation": value["rotation"]} if known else None
+
+
+Id = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Name = Annotated[str, AfterValidator(_encodable)]
+Flag = Annotated[int, BeforeValidator(lambda value: 0 if value is None else value)]
 
 
 class Image(BaseModel):
@@ -20,10 +40,17 @@ class Image(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    id: int
-    file_name: str = Field(min_length=1)
-    width: int = Field(gt=0)
-    height: int = Field(gt=0)
+    id: Id
+    file_name: Name = Field(min_length=1)
+    width: int = Field(gt=0, lt=2**31)
+    height: int = Field(gt=0, lt=2**31)
+
+
+class Attributes(BaseModel):
+    """CVAT's attributes of a region."""
+
+    rotation: FiniteFloat = 0.0
+    """Degrees, clockwise around the centre of ``bbox``."""
 
 
 class Annotation(BaseModel):
@@ -31,17 +58,23 @@ class Annotation(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    id: int
-    image_id: int
-    category_id: int
-    bbox: tuple[float, float, float, float]
-    iscrowd: int = 0
-    area: float | None = None
+    id: Id
+    image_id: Id
+    category_id: Id
+    bbox: Box
+    iscrowd: Flag = 0
+    area: FiniteFloat | None = None
+    attributes: Annotated[Attributes | None, BeforeValidator(_cvat_attributes)] = None
 
     @property
     def extent(self) -> float:
         """Given area, which may be that of a mask, else the box's; px squared."""
         return self.bbox[2] * self.bbox[3] if self.area is None else self.area
+
+    @property
+    def rotation(self) -> float:
+        """Degrees, clockwise."""
+        return 0.0 if self.attributes is None else self.attributes.rotation
 
 
 class Category(BaseModel):
@@ -49,9 +82,8 @@ class Category(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    id: int
-    name: str
-    supercategory: str = ""
+    id: Id
+    name: Name
 
 
 class CocoFile(BaseModel):
@@ -61,7 +93,10 @@ class CocoFile(BaseModel):
 
     images: list[Image]
     annotations: list[Annotation]
-    categories: list[Category]
+    categories: Annotated[list[Category], AfterValidator(lambda found: list(dict.fromkeys(found)))] = Field(
+        min_length=1
+    )
+    """Repetitions of the same id and name are one class, as VIA writes them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,51 +107,89 @@ class Page:
     annotations: list[Annotation]
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedCoco:
+    """Pages in the order of file names, and how many regions were changed to get there."""
+
+    pages: list[Page]
+    repairs: dict[str, int] = field(default_factory=dict)
+    """Number of regions by what was done to them."""
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file. Raises DataError naming ``what`` is missing or malformed."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise DataError(f"{what} {path} does not exist; give a COCO .json file") from error
+    except (ValueError, RecursionError, OSError) as error:
+        raise DataError(f"{what} {path} is not readable JSON ({error}); give a COCO .json file") from error
+
+
 def load_coco(path: Path) -> CocoFile:
     """Read a COCO file and check its structure.
 
     Raises:
         DataError: naming the file and its first mistake.
     """
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf8"))
-    except FileNotFoundError as error:
-        raise DataError(f"annotation file {path} does not exist; give a COCO .json file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"annotation file {path} is not readable JSON ({error}); give a COCO .json file") from error
+    content = read_json(path, "annotation file")
     try:
         return CocoFile.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(
-            f"{path} is no COCO file: {error.error_count()} mistakes, the first at {where or 'the top'}: {first['msg']}"
-        ) from error
+        raise DataError(f"{path} is no COCO file: {first_mistake(error)}") from error
 
 
-def group_pages(coco: CocoFile, source: Path, *, repair: bool = False) -> list[Page]:
-    """Group regions by page, in the order of file names.
+def first_mistake(error: ValidationError) -> str:
+    """Number of mistakes, and the first with its place."""
+    first, count = error.errors()[0], error.error_count()
+    where = ".".join(str(part) for part in first["loc"]) or "the top"
+    return f"{count} mistake{'s' * (count > 1)}, the first at {where}: {first['msg']}"
 
-    With ``repair``, boxes are clipped to their page and those without area are dropped.
+
+def check_coco(
+    coco: CocoFile, source: Path, options: BoxOptions | None = None, *, repair: bool = False, off_page: bool = False
+) -> CheckedCoco:
+    """Convert boxes to x, y, width, height in image px, clip them to their page, and group them by page.
+
+    Args:
+        coco: content of the file.
+        source: its path, for messages.
+        options: how its boxes are written.
+        repair: clip boxes that leave their page and drop those without area, instead of raising.
+        off_page: keep boxes that leave their page as they are, as pycocotools does.
 
     Raises:
-        DataError: for duplicate ids, unknown categories or images, and, without ``repair``, boxes that are off their
-            page or have no area.
+        DataError: for duplicate ids, unknown categories or images, boxes that seem to be written in another way, and,
+            without ``repair``, boxes that leave their page or have no area.
     """
     problems = _id_problems(coco)
     sizes = {image.id: (image.width, image.height) for image in coco.images}
+    known = [annotation for annotation in coco.annotations if annotation.image_id in sizes]
+    convert = box_converter([(entry, sizes[entry.image_id]) for entry in known], source, options or BoxOptions())
     by_image: dict[int, list[Annotation]] = defaultdict(list)
-    for annotation in coco.annotations:
-        if annotation.image_id not in sizes:
-            continue
-        clipped, problem = _clip(annotation, *sizes[annotation.image_id])
-        if problem is not None and not repair:
-            problems.append(problem)
+    faults: Counter[str] = Counter()
+    for annotation in known:
+        converted = convert(annotation, sizes[annotation.image_id])
+        clipped, fault = _clip(converted, *sizes[annotation.image_id])
+        if fault is not None and not (off_page and clipped is not None):
+            faults[fault] += 1
+            if not repair:
+                problems.append(_fault_text(converted, fault, *sizes[annotation.image_id]))
         if clipped is not None:
-            by_image[annotation.image_id].append(clipped)
-    _raise_problems(problems, source)
+            by_image[annotation.image_id].append(converted if off_page else clipped)
+    _raise_problems(problems, source, repairable=bool(faults))
+    if faults.total() > MAX_REPAIRED * len(known):
+        raise DataError(
+            f"{source}: --repair would change {faults.total()} of {len(known)} regions ({describe_counts(faults)}), "
+            f"more than {MAX_REPAIRED:.0%}; these are no slips: check sizes of images and --boxes"
+        )
     images = sorted(coco.images, key=lambda image: (image.file_name, image.id))
-    return [Page(image=image, annotations=by_image[image.id]) for image in images]
+    return CheckedCoco([Page(image=image, annotations=by_image[image.id]) for image in images], dict(faults))
+
+
+def describe_counts(counts: dict[str, int]) -> str:
+    """``3 clipped, 1 dropped``."""
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def _id_problems(coco: CocoFile) -> list[str]:
@@ -141,27 +214,31 @@ def _id_problems(coco: CocoFile) -> list[str]:
 
 
 def _clip(annotation: Annotation, width: int, height: int) -> tuple[Annotation | None, str | None]:
-    """The annotation clipped to its page, None without area, and what is wrong with it."""
+    """The annotation clipped to its page, None without area, and what was done if it was wrong."""
     x, y, w, h = annotation.bbox
     left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
     if not (right > left and bottom > top):  # also true for NaN
-        return (
-            None,
-            f"annotation {annotation.id} has no area on its page: {list(annotation.bbox)} on {width} x {height}",
-        )
+        return None, "dropped"
     overshoot = max(left - x, top - y, x + w - right, y + h - bottom)
-    clipped = (
-        annotation.model_copy(update={"bbox": (left, top, right - left, bottom - top)}) if overshoot else annotation
-    )
-    if overshoot > EDGE_TOLERANCE_PX:
-        return clipped, f"annotation {annotation.id} is off its page: {list(annotation.bbox)} on {width} x {height}"
-    return clipped, None
+    if not overshoot:
+        return annotation, None
+    clipped = annotation.model_copy(update={"bbox": (left, top, right - left, bottom - top)})
+    return clipped, "clipped" if overshoot > EDGE_TOLERANCE_PX else None
 
 
-def _raise_problems(problems: list[str], source: Path) -> None:
+def _fault_text(annotation: Annotation, fault: str, width: int, height: int) -> str:
+    what = "has no area on" if fault == "dropped" else "is off"
+    return f"annotation {annotation.id} {what} its page: {list(annotation.bbox)} on {width} x {height}"
+
+
+def _raise_problems(problems: list[str], source: Path, repairable: bool) -> None:
     if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise DataError(
-            f"{source}: {'; '.join(problems[:3])}{more}; "
-            "fix the file, or give --repair to clip boxes and drop empty ones"
-        )
+        remedy = ", or give --repair to clip boxes and drop empty ones" if repairable else ""
+        raise DataError(f"{source}: {list_some(problems)}; fix the file{remedy}")
+
+
+def list_some(problems: Iterable[str], limit: int = LISTED) -> str:
+    """The first problems, and the number of the others."""
+    listed = list(problems)
+    more = f" (and {len(listed) - limit} more)" if len(listed) > limit else ""
+    return f"{'; '.join(listed[:limit])}{more}"

@@ -10,13 +10,19 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.core.errors import DataError
-from pipeline.core.files import write_json
 from pipeline.core.parallel import map_unordered
-from pipeline.data.format.index import build_index
-from pipeline.data.format.schema import DATASET_FILE, FORMAT_VERSION, DatasetJson, Shard, read_dataset_json
+from pipeline.data.format.scan import build_index
+from pipeline.data.format.schema import (
+    DATASET_FILE,
+    FORMAT_VERSION,
+    DatasetJson,
+    Shard,
+    read_dataset_json,
+    write_dataset_json,
+)
 from pipeline.data.prepare.coco import Category
-from pipeline.data.prepare.pack import dataset_categories
 from pipeline.data.prepare.shard_writer import shard_entry
+from pipeline.data.prepare.text_classes import categories_with_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,7 @@ def index_dataset(
     Args:
         folder: folder of the tars. Only indexes and ``dataset.json`` are written.
         categories: JSON file with the classes, a list of {id, name} or a COCO file; required without ``dataset.json``.
-        text: names of text classes; by default all except pictures, tables, formulas and the like.
+        text: names of the text classes, or only ``none``; by default told from the words of each name.
         workers: processes; 0 picks a number by the amount of work.
         on_ray: index on a Ray cluster, which must see the same folder.
         progress: called with (tars done, tars in total).
@@ -47,9 +53,9 @@ def index_dataset(
     Raises:
         DataError: naming the tar and the sample at fault, or if the classes are missing.
     """
-    known = read_dataset_json(folder) if (folder / DATASET_FILE).exists() else None
+    known = read_dataset_json(folder, changed=True) if (folder / DATASET_FILE).exists() else None
     if known is None:
-        classes = dataset_categories(_read_categories(folder, categories), text)
+        classes = categories_with_text(_read_categories(folder, categories), text)
         tasks = [_Task(path, ()) for path in sorted(folder.glob("*.tar"))]
     else:
         classes = known.categories
@@ -62,14 +68,15 @@ def index_dataset(
         if progress is not None:
             progress(len(shards), len(tasks))
     shards.sort(key=lambda shard: shard.name)
-    source = known.source if known is not None and known.shards == shards else ""
+    unchanged = known is not None and [shard.sha256 for shard in known.shards] == [shard.sha256 for shard in shards]
+    source = known.source if known is not None and unchanged else ""
     dataset = DatasetJson(version=FORMAT_VERSION, categories=classes, shards=shards, source=source)
-    write_json(folder / DATASET_FILE, dataset.model_dump())
+    write_dataset_json(folder, dataset)
     return dataset
 
 
 def _index(task: _Task) -> Shard:
-    samples = len(build_index(task.path, task.excluded))
+    samples = build_index(task.path, task.excluded).num_rows
     if not samples:
         raise DataError(f"{task.path} holds no samples; remove it from the folder")
     return shard_entry(task.path, samples, task.excluded)

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.core.errors import DataError
-from pipeline.core.files import write_json
 from pipeline.core.parallel import map_unordered
-from pipeline.data.format.index import build_index
-from pipeline.data.format.schema import DATASET_FILE, DatasetJson, read_dataset_json
+from pipeline.data.format.scan import build_index
+from pipeline.data.format.schema import FORMAT_VERSION, DatasetJson, read_dataset_json, write_dataset_json
 from pipeline.data.prepare.check_shard import Problem, ShardCheck, ShardReport, check_shard
 from pipeline.data.prepare.shard_writer import shard_entry
 
@@ -25,8 +24,9 @@ def verify(
 ) -> list[Problem]:
     """Check every shard of a dataset and return its problems, in the order of shards.
 
-    Checks size and SHA-256 of tars, their structure, every sample's bytes against the index, images (decodable, of the
-    named format and the stated size), jsons, categories, boxes, and that keys and image ids are unique in the dataset.
+    Checks size and SHA-256 of tars and indexes, the structure of tars, every sample against its row in the index,
+    images (decodable, of the named format and the stated size, and with the pixels that packing saw, by another decoder
+    than training uses), jsons, categories, boxes, and that keys and image ids are unique in the dataset.
 
     Args:
         folder: local dataset folder.
@@ -89,5 +89,5 @@ def _exclude(folder: Path, dataset: DatasetJson, reports: Sequence[ShardReport],
     if not kept:
         raise DataError(f"{folder} holds no sample that can be used; pack it again")
     # Without its source, packing again no longer takes this for its own result.
-    changed = dataset.model_copy(update={"shards": kept, "source": ""})
-    write_json(folder / DATASET_FILE, changed.model_dump())
+    changed = dataset.model_copy(update={"version": FORMAT_VERSION, "shards": kept, "source": ""})
+    write_dataset_json(folder, changed)

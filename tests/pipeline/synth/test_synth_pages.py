@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.core.errors import OutputError
-from pipeline.data.prepare.coco import group_pages, load_coco
+from pipeline.data.prepare.coco import check_coco, load_coco
 from pipeline.synth import CATEGORIES, TEXT_CATEGORIES, draw_page, write_pages
 from pipeline.synth.defects import turned
 
@@ -78,7 +78,7 @@ def test_written_pages_are_coco_and_the_same_again(tmp_path: Path) -> None:
     names = sorted(image.name for image in (tmp_path / "a" / "images").iterdir())
     for name in names:
         assert (tmp_path / "a" / "images" / name).read_bytes() == (tmp_path / "b" / "images" / name).read_bytes()
-    assert len(group_pages(load_coco(path), path)) == 3
+    assert len(check_coco(load_coco(path), path).pages) == 3
     assert [category["name"] for category in json.loads(path.read_text())["categories"]] == list(CATEGORIES)
 
 

@@ -21,15 +21,16 @@ from PIL import Image
 
 from pipeline.core.errors import DataError, OutputError
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.data.format.index import build_index, open_index
+from pipeline.data.format.scan import build_index
 from pipeline.data.format.schema import index_path
 from pipeline.data.loading.augmentation import EVALUATION_VIEW, NEW_VIEW_EVERY_EPOCH, AugmentationConfig
 from pipeline.data.loading.batches import FinitePassBatches, TrainBatches
 from pipeline.data.loading.loader import PageDataset, page_loader
 from pipeline.data.loading.order import CanonicalOrder, SampleRef
+from pipeline.data.prepare.index_external import index_dataset
 from pipeline.data.prepare.pack import pack
-from pipeline.data.prepare.summary import summarize
 from pipeline.data.prepare.verify import verify
+from pipeline.data.summary import summarize
 
 VIEW = AugmentationConfig(canvas=(128, 96), shortest_edge=(64, 96))
 
@@ -81,7 +82,7 @@ BAD_FILES: dict[str, Callable[[dict[str, Any]], None]] = {
     "image id 100 is used 2 times": lambda coco: coco["images"][1].update(id=100),
     "annotation id 1 is used 2 times": lambda coco: coco["annotations"][0].update(id=1),
     "is used by 2 images": lambda coco: coco["images"][1].update(file_name=coco["images"][0]["file_name"]),
-    "images are not in": lambda coco: coco["images"][0].update(file_name="absent.png"),
+    "image 'absent.png' is missing": lambda coco: coco["images"][0].update(file_name="absent.png"),
     "its annotation says": lambda coco: coco["images"][0].update(width=120),
     "is no COCO file": lambda coco: coco["images"][0].update(width="wide"),
 }
@@ -105,7 +106,7 @@ def test_an_unreadable_image_is_named(coco_folder: Path, tmp_path: Path) -> None
     (tmp_path / "pages" / "images" / "page-003.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"page-003\.png cannot be read"):
         pack(tmp_path / "pages" / "annotations.json", tmp_path / "pages" / "images", tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_repair_clips_and_drops(coco_folder: Path, tmp_path: Path) -> None:
@@ -145,12 +146,12 @@ def copy(dataset_folder: Path, tmp_path: Path) -> Path:
 
 def test_a_missing_index_is_made_and_a_damaged_one_named(copy: Path) -> None:
     shard = copy / "shard-000001.tar"
-    before = open_index(shard).table
+    before = PackedDataset(copy).shard_index(1).table
     index_path(shard).unlink()
-    assert open_index(shard).table.equals(before)
+    assert PackedDataset(copy).shard_index(1).table.equals(before)
     index_path(shard).write_bytes(b"ARROW1 no")
-    with pytest.raises(DataError, match="is damaged"):
-        open_index(shard)
+    with pytest.raises(DataError, match=r"is not the index that dataset\.json describes"):
+        PackedDataset(copy).shard_index(1)
 
 
 def test_a_truncated_tar_is_named(copy: Path) -> None:
@@ -168,6 +169,15 @@ def test_bad_dataset_files_are_named(copy: Path, content: str, message: str) -> 
     (copy / "dataset.json").write_text(content)
     with pytest.raises(DataError, match=message):
         PackedDataset(copy)
+
+
+def test_a_description_changed_by_hand_is_refused_until_it_is_meant(copy: Path) -> None:
+    path = copy / "dataset.json"
+    path.write_text(path.read_text().replace('"name": "Title"', '"name": "Head"'))
+    with pytest.raises(DataError, match=r"does not have its own checksum.*graphkd data index"):
+        PackedDataset(copy)
+    index_dataset(copy)
+    assert PackedDataset(copy).class_names == ["Text", "Picture", "Head"]
 
 
 def test_shard_names_cannot_leave_the_folder(copy: Path) -> None:
@@ -223,6 +233,72 @@ def slowly(task):
 packing.write_shard = slowly
 packing.pack(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), samples_per_shard=2, workers=1)
 """
+
+
+def test_a_bad_page_is_named_with_all_others_and_finished_shards_are_kept(coco_folder: Path, tmp_path: Path) -> None:
+    pages = Path(shutil.copytree(coco_folder, tmp_path / "pages"))
+    arguments = (pages / "annotations.json", pages / "images", tmp_path / "out")
+    sound = {name: (pages / "images" / name).read_bytes() for name in ("page-005.png", "page-009.png")}
+    for name in sound:
+        (pages / "images" / name).write_bytes(b"no image")
+    with pytest.raises(
+        DataError, match=r"2 of 10 images .*page-005\.png cannot be read .*page-009\.png cannot be read"
+    ):
+        pack(*arguments, samples_per_shard=2)
+    for name, content in sound.items():  # headers are sound, pixels are not
+        (pages / "images" / name).write_bytes(content[:60])
+    with pytest.raises(DataError, match=r"page-005\.png cannot be read"):
+        pack(*arguments, samples_per_shard=2)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / ".building").glob("*.tar")}
+    assert len(kept) == 2
+    coco = json.loads((pages / "annotations.json").read_text())
+    gone = coco["images"].pop(5)["id"], coco["images"].pop(8)["id"]
+    coco["annotations"] = [region for region in coco["annotations"] if region["image_id"] not in gone]
+    (pages / "annotations.json").write_text(json.dumps(coco))
+    packed = pack(*arguments, samples_per_shard=2)
+    assert packed.samples == 8
+    assert [(tmp_path / "out" / path.name).stat().st_mtime_ns for path in kept] == list(kept.values())
+    assert verify(tmp_path / "out", workers=1) == []
+
+
+def test_images_that_changed_since_packing_are_named(coco_folder: Path, tmp_path: Path) -> None:
+    pages = Path(shutil.copytree(coco_folder, tmp_path / "pages"))
+    arguments = (pages / "annotations.json", pages / "images", tmp_path / "out")
+    first = pack(*arguments, samples_per_shard=4)
+    (pages / "images" / "page-006.png").write_bytes((pages / "images" / "page-007.png").read_bytes())
+    with pytest.raises(DataError, match=r"1 images in .* have changed since .* was packed: page-006\.png"):
+        pack(*arguments, samples_per_shard=4)
+    shutil.rmtree(pages / "images")  # no longer needed
+    (pages / "images").mkdir()
+    assert pack(*arguments, samples_per_shard=4) == first
+
+
+@pytest.mark.e2e
+def test_two_packings_at_once_leave_one_dataset(coco_folder: Path, tmp_path: Path) -> None:
+    arguments = (coco_folder / "annotations.json", coco_folder / "images", tmp_path / "out")
+    code = (
+        "import sys; from pathlib import Path; from pipeline.data.prepare.pack import pack; "
+        "pack(*map(Path, sys.argv[1:]), samples_per_shard=2, workers=1)"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stderr=subprocess.PIPE) for _ in "ab"]
+    errors = [process.communicate()[1].decode() for process in both]
+    for process, error in zip(both, errors, strict=True):
+        assert process.returncode == 0 or "being packed by another process" in error
+    assert 0 in [process.returncode for process in both]
+    assert verify(tmp_path / "out", workers=1) == []
+
+
+@pytest.mark.parametrize("name", ["scans\\page 000.png", "scans/page%20000.png"])
+def test_names_of_files_as_exporters_write_them(name: str, coco_folder: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    (images / "scans").mkdir(parents=True)
+    coco = json.loads((coco_folder / "annotations.json").read_text())
+    coco["images"] = coco["images"][:1]
+    shutil.copy(coco_folder / "images" / coco["images"][0]["file_name"], images / "scans" / "page 000.png")
+    coco["images"][0]["file_name"] = name
+    coco["annotations"] = []
+    (tmp_path / "a.json").write_text(json.dumps(coco))
+    assert pack(tmp_path / "a.json", images, tmp_path / "out").samples == 1
 
 
 @pytest.mark.kill

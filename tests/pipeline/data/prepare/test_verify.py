@@ -55,6 +55,9 @@ def rewritten(shard: Path, change: Callable[[Members], Any], index: bool = True)
 
 
 def edited(key: str, **changes: Any) -> Callable[[Members], None]:
+    if "boxes" in changes:
+        changes["areas"] = None
+
     def change(files: Members) -> None:
         files[f"{key}.json"] = json.dumps({**json.loads(files[f"{key}.json"]), **changes}).encode()
 
