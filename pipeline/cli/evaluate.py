@@ -28,6 +28,10 @@ def evaluate(
     ] = None,
     predictions: Annotated[Path | None, typer.Option(help="COCO results file to score instead of a run.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="COCO annotations to score it against.")] = None,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(min=10, help="Detections of a page and class that count; default: run.detection_limit, or 100."),
+    ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Evaluate each new checkpoint of a run in training, until it ends.")
     ] = False,
@@ -37,13 +41,13 @@ def evaluate(
     if (config is None) == (predictions is None) or (predictions is None) != (annotations is None):
         raise typer.BadParameter("give either a CONFIG, or both --predictions and --annotations")
     if predictions is not None and annotations is not None:
-        from pipeline.evaluate.coco_ap import score_files
+        from pipeline.evaluate.coco_ap import DETECTION_LIMIT, score_files
 
-        metrics, label = score_files(predictions, annotations), predictions.name
+        metrics, label = score_files(predictions, annotations, max_detections or DETECTION_LIMIT), predictions.name
     else:
         assert config is not None
-        context = open_context(config, overrides)
-        _check_has_val(context)
+        limit = [] if max_detections is None else [f"run.detection_limit={max_detections}"]
+        context = open_context(config, [*(overrides or []), *limit])
         if follow:
             _follow(context)
         metrics, label = _evaluate_run(context, checkpoint), context.config.name
@@ -52,20 +56,18 @@ def evaluate(
         return
     console.print(metrics_table({label: metrics}))
     for name, value in metrics["per_class"].items():
-        console.print(f"  {name:<24} {percent(value):>6}")
+        console.print(f"  {name:<24} {percent(value):>6}", markup=False, highlight=False)
+    if metrics["pages_over_limit"]:
+        console.print(
+            f"{metrics['pages_over_limit']} of {metrics['pages']} pages have more than {metrics['detection_limit']} "
+            "regions of one class, and AP counts no more detections of it (COCO's maxDets); set --max-detections"
+        )
 
 
 def _follow(context: RunContext) -> None:
     from pipeline.train.watch import watch
 
     watch(context, lambda line: err.print(f"step {line['step']}: AP {percent(line['ap'])}"))
-
-
-def _check_has_val(context: RunContext) -> None:
-    from graphkd.errors import ConfigError
-
-    if context.config.data.val is None:
-        raise ConfigError(f"{context.config.name} names no data.val to evaluate on; give data.val=FOLDER")
 
 
 def _evaluate_run(context: RunContext, checkpoint: Path | None) -> dict[str, Any]:

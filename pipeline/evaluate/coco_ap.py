@@ -4,74 +4,91 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pipeline.core.errors import DataError
-from pipeline.data.prepare.coco import load_coco
+from pipeline.data.format.classes import unique_names
+from pipeline.data.format.schema import DatasetCategory
+from pipeline.evaluate.coco_files import check_ids, read_ground_truth, read_results
 
-METRICS = (
-    "ap",
-    "ap50",
-    "ap75",
-    "ap_small",
-    "ap_medium",
-    "ap_large",
-    "ar_1",
-    "ar_10",
-    "ar_100",
-    "ar_small",
-    "ar_medium",
-    "ar_large",
-)
-"""pycocotools' twelve metrics in its order: fractions, -1 if undefined."""
+DETECTION_LIMIT = 100
+"""COCO's ``maxDets``: detections of a page and class that count, best first."""
+ALL, SMALL, MEDIUM, LARGE = range(4)  # areas, in COCO's order
+IOU_50, IOU_75 = 0, 5  # of 0.5, 0.55, ..., 0.95
+METRICS = {
+    "ap": ("precision", slice(None), ALL, 2),
+    "ap50": ("precision", IOU_50, ALL, 2),
+    "ap75": ("precision", IOU_75, ALL, 2),
+    "ap_small": ("precision", slice(None), SMALL, 2),
+    "ap_medium": ("precision", slice(None), MEDIUM, 2),
+    "ap_large": ("precision", slice(None), LARGE, 2),
+    "ar_1": ("recall", slice(None), ALL, 0),
+    "ar_10": ("recall", slice(None), ALL, 1),
+    "ar_100": ("recall", slice(None), ALL, 2),
+    "ar_small": ("recall", slice(None), SMALL, 2),
+    "ar_medium": ("recall", slice(None), MEDIUM, 2),
+    "ar_large": ("recall", slice(None), LARGE, 2),
+}
+"""COCO's twelve metrics in its order: table, IoU, area, and limit of detections (1, 10, or the limit that is set)."""
 
 
-def score_files(predictions: Path, annotations: Path) -> dict[str, Any]:
+def score_files(predictions: Path, annotations: Path, limit: int = DETECTION_LIMIT) -> dict[str, Any]:
     """Score a COCO results file against a COCO annotation file; see :func:`score`.
 
     Raises:
-        DataError: if one of them is missing or malformed, or predictions name images without annotations.
+        DataError: if one of them is missing or malformed, or results name what the annotations do not have.
     """
-    coco = load_coco(annotations)
-    ground_truth = {
-        "images": [image.model_dump() for image in coco.images],
-        "annotations": [
-            annotation.model_dump() | {"bbox": list(annotation.bbox), "area": annotation.extent}
-            for annotation in coco.annotations
-        ],
-        "categories": [category.model_dump() for category in coco.categories],
-    }
-    return score(ground_truth, _load_predictions(predictions), source=str(predictions))
+    return score(read_ground_truth(annotations), read_results(predictions), str(predictions), limit)
 
 
 def score(
-    ground_truth: Mapping[str, Any], predictions: list[dict[str, Any]], source: str = "predictions"
+    ground_truth: Mapping[str, Any],
+    predictions: list[dict[str, Any]],
+    source: str = "predictions",
+    limit: int = DETECTION_LIMIT,
 ) -> dict[str, Any]:
-    """Return the twelve COCO metrics (:data:`METRICS`), ``per_class`` AP by name, as fractions, and ``pages``.
+    """Return COCO's metrics (:data:`METRICS`) as fractions, -1 if undefined, and what they were computed from.
+
+    That is ``per_class`` AP by name, the number of ``pages``, the ``detection_limit``, and ``pages_over_limit``: pages
+    with more regions of a class than that, all of which can never be found.
 
     Args:
         ground_truth: content of a COCO annotation file, with ``area``.
         predictions: COCO results: image_id, category_id, bbox (x, y, width, height in image px), score.
         source: name of the predictions in errors.
+        limit: detections of a page and class that count, at least 10; also for ``ar_100``.
+
+    Raises:
+        DataError: if predictions name images or categories that the annotations do not have.
     """
-    known = {image["id"] for image in ground_truth["images"]}
-    unknown = {prediction["image_id"] for prediction in predictions} - known
-    if unknown:
-        raise DataError(
-            f"{source} names {len(unknown)} images that the annotations do not have, such as {min(unknown)}; "
-            "give the annotations they were made for"
-        )
-    evaluation = _evaluate(_renumbered(ground_truth), predictions)
-    metrics = dict(zip(METRICS, (float(value) for value in evaluation.stats), strict=True))
-    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
-    return {**metrics, "per_class": _per_class(evaluation, names), "pages": len(known)}
+    truth = dict(ground_truth)
+    check_ids(truth, predictions, source)
+    evaluation = _evaluate(_renumbered(truth), predictions, limit)
+    metrics = {
+        name: _mean(evaluation.eval[table][..., area, top][iou]) for name, (table, iou, area, top) in METRICS.items()
+    }
+    categories = [DatasetCategory(id=each["id"], name=each["name"], text=False) for each in truth["categories"]]
+    ids = [category.id for category in categories]
+    counts = Counter((region["image_id"], region["category_id"]) for region in truth["annotations"])
+    return {
+        **metrics,
+        "per_class": _per_class(evaluation, dict(zip(ids, unique_names(categories), strict=True))),
+        "pages": len(truth["images"]),
+        "detection_limit": limit,
+        "pages_over_limit": len({image for (image, _), count in counts.items() if count > limit}),
+    }
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    defined = values[values > -1]
+    return float(np.mean(defined)) if defined.size else -1.0
 
 
 def _renumbered(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,50 +97,20 @@ def _renumbered(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
     return {**ground_truth, "annotations": [region | {"id": number} for number, region in enumerate(regions, start=1)]}
 
 
-def _evaluate(ground_truth: dict[str, Any], predictions: list[dict[str, Any]]) -> COCOeval:
+def _evaluate(ground_truth: dict[str, Any], predictions: list[dict[str, Any]], limit: int) -> COCOeval:
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports by printing
         truth = COCO()
         truth.dataset = ground_truth
         truth.createIndex()
         results = truth.loadRes(predictions) if predictions else COCO()
         evaluation = COCOeval(truth, results, "bbox")
+        evaluation.params.maxDets = [1, 10, limit]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
     return evaluation
 
 
 def _per_class(evaluation: COCOeval, names: Mapping[int, str]) -> dict[str, float]:
-    precision = evaluation.eval["precision"][:, :, :, 0, 2]  # IoU, recall, class; all areas, 100 detections
-    per_class = {}
-    for index, category in enumerate(evaluation.params.catIds):
-        defined = precision[:, :, index][precision[:, :, index] > -1]
-        per_class[names[category]] = float(np.mean(defined)) if defined.size else -1.0
-    return per_class
-
-
-def _load_predictions(path: Path) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf8"))
-    except FileNotFoundError as error:
-        raise DataError(f"predictions {path} do not exist; give a COCO results .json file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"predictions {path} are not readable JSON ({error}); give a COCO results file") from error
-    if not isinstance(content, list) or not all(map(_is_result, content)):
-        raise DataError(
-            f"{path} is no COCO results file: it must be a list of objects with image_id, category_id, bbox "
-            "[x, y, width, height] and score"
-        )
-    return content
-
-
-def _is_result(entry: Any) -> bool:
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("image_id"), int)
-        and isinstance(entry.get("category_id"), int)
-        and isinstance(entry.get("score"), (int, float))
-        and isinstance(entry.get("bbox"), list)
-        and len(entry["bbox"]) == 4
-        and all(isinstance(value, (int, float)) for value in entry["bbox"])
-    )
+    precision = evaluation.eval["precision"]  # IoU, recall, class, area, limit
+    classes = enumerate(evaluation.params.catIds)
+    return {names[category]: _mean(precision[:, :, index, ALL, 2]) for index, category in classes}

@@ -13,7 +13,7 @@ from pipeline.data.format.dataset import PackedDataset, Sample
 from pipeline.data.loading.augmentation import EVALUATION_VIEW, AugmentationConfig
 from pipeline.data.loading.batches import FinitePassBatches
 from pipeline.data.loading.loader import PageDataset, page_loader
-from pipeline.evaluate.coco_ap import score
+from pipeline.evaluate.coco_ap import DETECTION_LIMIT, score
 
 
 @torch.no_grad()
@@ -61,7 +61,7 @@ def coco_results(
     left, right = left.clamp(0, width), right.clamp(0, width)
     top, bottom = top.clamp(0, height), bottom.clamp(0, height)
     boxes_xywh = torch.stack([left, top, right - left, bottom - top], dim=1)
-    categories = dataset.description.categories
+    categories = dataset.categories
     rows = zip(boxes_xywh.tolist(), detections.scores.tolist(), detections.classes.tolist(), strict=True)
     return [
         {
@@ -76,24 +76,26 @@ def coco_results(
 
 def ground_truth(dataset: PackedDataset) -> dict[str, Any]:
     """Annotations of a packed dataset in COCO format."""
-    categories = dataset.description.categories
+    categories = dataset.categories
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(len(dataset)):
         sample = dataset.sample(index)
         images.append({"id": sample.image_id, "width": sample.size[0], "height": sample.size[1]})
-        for box, class_index, crowd in zip(sample.boxes.tolist(), sample.classes, sample.crowd, strict=True):
+        regions = zip(sample.boxes.tolist(), sample.areas.tolist(), sample.classes, sample.crowd, strict=True)
+        for box, area, class_index, crowd in regions:
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": sample.image_id,
                     "category_id": categories[class_index].id,
                     "bbox": box,
-                    "area": box[2] * box[3],
+                    "area": area,
                     "iscrowd": int(crowd),
                 }
             )
-    coco_categories = [{"id": category.id, "name": category.name} for category in categories]
+    names = zip(categories, dataset.class_names, strict=True)
+    coco_categories = [{"id": category.id, "name": name} for category, name in names]
     return {"images": images, "annotations": annotations, "categories": coco_categories}
 
 
@@ -104,8 +106,9 @@ def evaluate(
     *,
     batch_size: int,
     device: torch.device,
+    limit: int = DETECTION_LIMIT,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Run :func:`predict`, and return COCO metrics (see :func:`pipeline.evaluate.coco_ap.score`) and results."""
     results = predict(detector, dataset, view, batch_size=batch_size, device=device, progress=progress)
-    return score(ground_truth(dataset), results), results
+    return score(ground_truth(dataset), results, limit=limit), results

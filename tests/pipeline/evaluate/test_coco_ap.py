@@ -77,7 +77,7 @@ def test_files_that_hold_no_results_are_named(coco_folder: Path, tmp_path: Path,
 
 
 def test_predictions_for_other_pages_are_refused(coco: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="names 1 images that the annotations do not have, such as 5"):
+    with pytest.raises(DataError, match=r"names 1 images that the annotations do not have \(image_id 5\)"):
         score(coco, [{"image_id": 5, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1.0}])
 
 
