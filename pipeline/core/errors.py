@@ -20,6 +20,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, incomplete, unreadable, or of another architecture."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is incomplete, or its content is not what its manifest says; an older one may be used instead."""
+
+
 class OutputError(UserError):
     """An output folder holds something else or cannot be written."""
 

@@ -3,6 +3,8 @@
 ``model.safetensors`` holds the weights, ``average.safetensors`` their moving average if there is one, ``optimizer.pt``
 the optimizer, ``state.json`` the rest. ``manifest.json``, written last, has the SHA-256 of the others. A folder gets
 its final name once it is complete.
+
+A checkpoint that cannot be used is not an absent one: damaged ones are skipped for older ones, but none is ignored.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import logging
 import pickle
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.core.errors import CheckpointError
+from pipeline.core.errors import CheckpointError, DamagedCheckpointError
 from pipeline.core.files import sha256_file
 from pipeline.core.run_paths import step_folders
 
@@ -42,39 +45,89 @@ class Checkpoint:
     """Weights file for evaluation and teaching: the moving average if there is one."""
     weights_sha256: str
 
+    @property
+    def class_names(self) -> list[str] | None:
+        """Classes of its detector; None if it was saved by an earlier release."""
+        classes = self.state.get("classes")
+        return None if classes is None else [each["name"] for each in classes]
+
 
 def newest_checkpoint(root: Path) -> Checkpoint | None:
-    """Return the newest complete checkpoint below ``root``, or None. Logs which ones were skipped and why."""
-    for folder in reversed(step_folders(root).values()):
+    """Return the newest complete checkpoint below ``root``, or None if there are none. Logs which ones are damaged.
+
+    Raises:
+        CheckpointError: if all of them are damaged, or the newest cannot be read or is of another release.
+    """
+    damaged: list[DamagedCheckpointError] = []
+    for folder in reversed(_step_folders(root)):
         try:
             return open_checkpoint(folder)
-        except CheckpointError as error:  # noqa: PERF203 - any of them may be damaged
+        except DamagedCheckpointError as error:  # noqa: PERF203 - any of them may be
             logger.warning("skipped %s", error)
+            damaged.append(error)
+    if damaged:
+        raise CheckpointError(
+            f"none of the {len(damaged)} checkpoints in {root} can be used ({damaged[0]}); restore one, or delete the "
+            "folder to start anew"
+        )
     return None
 
 
+def _step_folders(root: Path) -> list[Path]:
+    try:
+        return list(step_folders(root).values())
+    except OSError as error:
+        raise _unreadable(root, error) from error
+
+
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Verify one checkpoint folder.
+    """Verify one checkpoint folder. Each file is hashed once per process.
 
     Raises:
-        CheckpointError: naming the file that is missing, or whose hash differs from the manifest.
+        DamagedCheckpointError: naming the file that is missing, or whose hash differs from the manifest.
+        CheckpointError: if it is of another release, or cannot be read, which says nothing about its content.
     """
     try:
-        hashes = json.loads((folder / MANIFEST).read_text())["files"]
-        state = json.loads((folder / STATE).read_text())
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} is no complete checkpoint ({error}); give another") from error
+        return _open(folder)
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpointError(f"{folder} is no complete checkpoint ({error}); give another") from error
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{path} cannot be read ({error.strerror}); check its file system and access rights, then run again"
+    )
+
+
+def _open(folder: Path) -> Checkpoint:
+    hashes = json.loads((folder / MANIFEST).read_text())["files"]
+    content = (folder / STATE).read_text()
     average = [AVERAGE] if AVERAGE in hashes else []
     for name in (MODEL, OPTIMIZER, STATE, *average):
-        path = folder / name
-        if not path.is_file() or sha256_file(path) != hashes.get(name):
-            raise CheckpointError(f"{folder} is damaged: {name} does not match its manifest; give another")
+        if _sha256(folder / name) != hashes.get(name):
+            raise DamagedCheckpointError(f"{folder} is damaged: {name} does not match its manifest; give another")
+    state = json.loads(content)
     if state.get("version") != STATE_VERSION:
-        raise CheckpointError(f"{folder} has version {state.get('version')}, but this release reads {STATE_VERSION}")
+        raise CheckpointError(
+            f"{folder} has version {state.get('version')}, but this release reads {STATE_VERSION}; install one that "
+            "reads it"
+        )
     weights = AVERAGE if average else MODEL
     return Checkpoint(
         folder=folder, step=int(state["step"]), state=state, weights=folder / weights, weights_sha256=hashes[weights]
     )
+
+
+def _sha256(path: Path) -> str:
+    status = path.stat()
+    return _sha256_of_version(path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@lru_cache(maxsize=256)
+def _sha256_of_version(path: Path, *_: int) -> str:
+    return sha256_file(path)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -105,7 +158,11 @@ def restore_module(module: nn.Module, tensors: dict[str, Tensor], source: Path) 
         CheckpointError: naming the first tensors that differ in name or shape.
     """
     own = module.state_dict()
-    wrong = [f"{name} missing" for name in own if name not in tensors]
+    wrong = [
+        f"{name} missing"
+        for name in own
+        if name not in tensors and not name.endswith("num_batches_tracked")  # which older exports lack
+    ]
     wrong += [f"{name} unknown" for name in tensors if name not in own]
     wrong += [
         f"{name} is {tuple(tensors[name].shape)}, not {tuple(value.shape)}"
@@ -117,7 +174,7 @@ def restore_module(module: nn.Module, tensors: dict[str, Tensor], source: Path) 
             f"{source} is of another architecture: {len(wrong)} tensors differ ({'; '.join(wrong[:2])}); "
             "use the config it was trained with"
         )
-    module.load_state_dict(tensors)
+    module.load_state_dict(tensors, strict=False)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from pipeline.core.errors import CheckpointError
 from pipeline.core.files import sha256_file, sync_folder, write_atomic, write_json
 from pipeline.core.run_paths import step_folder, step_folders
-from pipeline.runs.checkpoint import AVERAGE, MANIFEST, MODEL, OPTIMIZER, STATE, STATE_VERSION
+from pipeline.runs.checkpoint import AVERAGE, MANIFEST, MODEL, OPTIMIZER, STATE, STATE_VERSION, open_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -101,13 +103,26 @@ def _serialize(content: Any) -> bytes:
 def prune(root: Path, keep: int, keep_every: int = 0, best: int | None = None) -> None:
     """Delete all checkpoints but the newest ``keep``, every ``keep_every`` steps (0: none), ``best``, and those in use.
 
-    A checkpoint is in use while its :func:`in_use_marker` exists.
+    Only those that can be used count as kept; nothing is deleted while there are none. A checkpoint is in use while its
+    :func:`in_use_marker` exists.
     """
-    for step, folder in list(step_folders(root).items())[:-keep]:
-        if step != best and not in_use_marker(root, step).exists() and (not keep_every or step % keep_every):
+    folders = step_folders(root)
+    usable = islice((step for step, folder in reversed(folders.items()) if _is_usable(folder)), keep)
+    oldest = min(usable, default=0)
+    for step, folder in folders.items():
+        spared = step == best or in_use_marker(root, step).exists() or (keep_every and step % keep_every == 0)
+        if step < oldest and not spared:
             # The manifest first, so that a deletion cut off by a kill leaves no complete checkpoint.
             (folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_usable(folder: Path) -> bool:
+    try:
+        open_checkpoint(folder)
+    except CheckpointError:
+        return False
+    return True
 
 
 def in_use_marker(root: Path, step: int) -> Path:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from pipeline.core.errors import CheckpointError, OutputError
+from pipeline.core.files import sha256_file, write_json
 from pipeline.runs.checkpoint import (
     load_weights,
     newest_checkpoint,
@@ -77,6 +82,72 @@ def test_empty_and_other_folders_are_no_checkpoints(root: Path) -> None:
     found = newest_checkpoint(root)
     assert found is not None and found.step == 3
     assert newest_checkpoint(root / "absent") is None
+
+
+def damage(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"damaged")
+
+
+def test_checkpoints_of_which_none_can_be_used_are_not_absent(root: Path) -> None:
+    for folder in root.iterdir():
+        damage(folder)
+    with pytest.raises(
+        CheckpointError, match=r"none of the 2 checkpoints in .* can be used \(.*step-00000003 is damaged"
+    ):
+        newest_checkpoint(root)
+
+
+def test_a_newest_checkpoint_of_another_release_is_not_passed_over(root: Path) -> None:
+    folder = root / "step-00000003"
+    state = json.loads((folder / "state.json").read_text())
+    write_json(folder / "state.json", {**state, "version": 99})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["state.json"] = sha256_file(folder / "state.json")
+    write_json(folder / "manifest.json", manifest)
+    with pytest.raises(CheckpointError, match="step-00000003 has version 99, but this release reads 1"):
+        newest_checkpoint(root)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ESTALE, errno.EIO])
+def test_a_newest_checkpoint_that_cannot_be_read_is_not_passed_over(
+    root: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Path.read_text
+
+    def failing(path: Path, *arguments: Any, **named: Any) -> str:
+        if path.parent.name == "step-00000003":
+            raise OSError(code, os.strerror(code))
+        return read(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "read_text", failing)
+    with pytest.raises(CheckpointError, match=f"step-00000003 cannot be read \\({os.strerror(code)}\\)"):
+        newest_checkpoint(root)
+
+
+def test_pruning_counts_only_checkpoints_that_can_be_used(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    module, optimizer = trained()
+    for step in range(1, 6):
+        write_checkpoint(root, take_snapshot(step, module, optimizer, {}))
+    for step in (3, 4):
+        damage(root / f"step-{step:08d}")
+    prune(root, keep=2)
+    found = newest_checkpoint(root)
+    assert found is not None and found.step == 5
+    assert open_checkpoint(root / "step-00000002").step == 2 and not (root / "step-00000001").exists()
+    for step in (2, 5):
+        damage(root / f"step-{step:08d}")
+    before = sorted(path.name for path in root.iterdir())
+    prune(root, keep=1)
+    assert sorted(path.name for path in root.iterdir()) == before
+
+
+def test_weights_without_counts_of_batches_are_accepted(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    tensors = {name: value for name, value in module.state_dict().items() if "num_batches_tracked" not in name}
+    restore_module(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), tensors, tmp_path)
+    with pytest.raises(CheckpointError, match=r"1\.weight missing"):
+        restore_module(module, {name: value for name, value in tensors.items() if name != "1.weight"}, tmp_path)
 
 
 def test_another_architecture_is_named(root: Path) -> None:
