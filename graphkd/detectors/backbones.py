@@ -127,7 +127,8 @@ def _levels(channels: list[int], reductions: list[int], strides: list[int], name
 
 
 def _load_weights(body: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
-    own = body.state_dict()
+    # Counts of batches are missing from older exports, and only matter for a cumulative moving average.
+    own = {key: value for key, value in body.state_dict().items() if not key.endswith("num_batches_tracked")}
     fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
     if len(fitting) < 0.9 * len(own):
         raise WeightsError(

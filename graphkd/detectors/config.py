@@ -22,7 +22,8 @@ class DetectorConfig(BaseModel):
     backbone: str = "resnet50"
     """timm model name, such as resnet18, efficientnet_b0, mobilenetv2_100 or vit_base_patch16_224."""
     weights: str = "none"
-    """Backbone weights: none, imagenet (timm downloads them), or a path to a .safetensors or .pth state dict."""
+    """Backbone weights: none, imagenet (timm downloads them), package (from an installed package, see
+    ``graphkd[pretrained]``), or a path to a .safetensors or .pth state dict."""
     norm: Norm = "frozen"
     """Normalisation of the backbone: batch (not invariant to the number of workers), frozen, sync, or group."""
     fpn_channels: int = Field(default=256, ge=8)
@@ -71,9 +72,15 @@ class DetectorConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_of_the_framework(cls, given: Any) -> Any:
-        is_detectron2 = isinstance(given, dict) and given.get("framework") == "detectron2"
-        return {"anchors_rounded": False, **given} if is_detectron2 else given
+    def _dependent_defaults(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        defaults: dict[str, Any] = {}
+        if given.get("framework") == "detectron2":
+            defaults["anchors_rounded"] = False
+        if given.get("weights") == "package":  # pixels from -1 to 1
+            defaults |= {"pixel_mean": (127.0,) * 3, "pixel_std": (128.0,) * 3}
+        return defaults | given
 
     @model_validator(mode="after")
     def _check_levels(self) -> DetectorConfig:

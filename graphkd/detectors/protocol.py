@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -73,6 +73,9 @@ class DetectorModule(nn.Module, Detector):
     Under autocast, networks run in its precision; scores, logits, deltas and losses are float32 nevertheless, because
     half precision cannot represent boxes of a thousand px accurately.
     """
+
+    CLASS_LAYERS: ClassVar[tuple[str, ...]] = ()
+    """Prefixes of the names of parameters that have entries for each class."""
 
     def compilable_modules(self) -> list[nn.Module]:
         """Parts with static shapes, which are worth compiling. Default: none."""

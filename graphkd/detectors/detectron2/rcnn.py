@@ -29,6 +29,8 @@ LEVELS = {"p2": "0", "p3": "1", "p4": "2", "p5": "3", "p6": "pool"}
 class Detectron2FasterRCNN(Detectron2Detector):
     """A GeneralizedRCNN of detectron2's with a feature pyramid."""
 
+    CLASS_LAYERS = ("model.roi_heads.box_predictor.",)
+
     def __init__(self, config: DetectorConfig, num_classes: int, backbone: nn.Module) -> None:
         spec = DetectorSpec(
             num_classes=num_classes,

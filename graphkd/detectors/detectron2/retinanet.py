@@ -25,6 +25,8 @@ POOLED = ["p3", "p4", "p5"]
 class Detectron2RetinaNet(Detectron2Detector):
     """detectron2's RetinaNet. Its detections, without classes, serve as proposals."""
 
+    CLASS_LAYERS = ("model.head.cls_score.",)
+
     def __init__(self, config: DetectorConfig, num_classes: int, backbone: nn.Module) -> None:
         spec = DetectorSpec(
             num_classes=num_classes,

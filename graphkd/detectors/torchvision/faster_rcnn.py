@@ -19,6 +19,7 @@ from graphkd.detectors.config import DetectorConfig
 from graphkd.detectors.protocol import DetectorSpec
 from graphkd.detectors.sampling import SeededSampler
 from graphkd.detectors.torchvision.common import TorchvisionDetector, torchvision_targets
+from graphkd.detectors.torchvision.matching import match_anchors
 from graphkd.detectors.torchvision.regions import anchor_generator
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ POOLED_LEVELS = ["0", "1", "2", "3"]  # P2-P5; P6 only proposes (Lin et al., CVP
 
 class FasterRCNNDetector(TorchvisionDetector):
     """Faster R-CNN with a feature pyramid; torchvision has the background class first, the interface last."""
+
+    CLASS_LAYERS = ("model.roi_heads.box_predictor.",)
 
     def __init__(self, backbone: PyramidBackbone, config: DetectorConfig, num_classes: int) -> None:
         spec = DetectorSpec(
@@ -104,7 +107,7 @@ class FasterRCNNDetector(TorchvisionDetector):
         seeds: list[int],
     ) -> dict[str, Tensor]:
         rpn, pages = self.model.rpn, len(anchors)
-        labels, matched = (torch.stack(each) for each in rpn.assign_targets_to_anchors(anchors, ground_truth))
+        labels, matched = self._anchor_targets(anchors, ground_truth)
         sampled = rpn.fg_bg_sampler.sample(labels, seeds)
         counts = sampled.valid.sum(dim=1).clamp(min=1)
         logits = objectness.view(pages, -1).gather(1, sampled.indices)
@@ -118,6 +121,17 @@ class FasterRCNNDetector(TorchvisionDetector):
             "loss_objectness": errors.masked_fill(~sampled.valid, 0).sum(dim=1) / counts,
             "loss_rpn_box": box_errors.masked_fill(~sampled.positive, 0).sum(dim=1) / counts,
         }
+
+    def _anchor_targets(self, anchors: list[Tensor], ground_truth: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Labels [B, A], 1 for foreground, 0 for background and -1 for neither, and matched boxes [B, A, 4]."""
+        matcher, labels, matched = self.model.rpn.proposal_matcher, [], []
+        for own, truth in zip(anchors, ground_truth, strict=True):
+            matches = match_anchors(matcher, truth["boxes"], own)
+            background = torch.where(matches == matcher.BELOW_LOW_THRESHOLD, 0.0, -1.0)
+            labels.append(torch.where(matches >= 0, 1.0, background))
+            boxes = truth["boxes"] if len(truth["boxes"]) else own.new_zeros(1, 4)
+            matched.append(boxes[matches.clamp(min=0)])
+        return torch.stack(labels), torch.stack(matched)
 
     def _region_losses(
         self, features: Features, proposals: list[Tensor], ground_truth: list[dict[str, Tensor]], seeds: list[int]

@@ -13,6 +13,7 @@ from graphkd.batch import Detections, Features, Proposals, Targets
 from graphkd.detectors.config import DetectorConfig
 from graphkd.detectors.protocol import DetectorSpec
 from graphkd.detectors.torchvision.common import TorchvisionDetector, torchvision_targets
+from graphkd.detectors.torchvision.matching import match_anchors
 from graphkd.detectors.torchvision.regions import anchor_generator
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ POOLED_LEVELS = ["0", "1", "2"]  # P3-P5
 
 class RetinaNetDetector(TorchvisionDetector):
     """RetinaNet (Lin et al., ICCV 2017). Its detections, without classes, serve as proposals."""
+
+    CLASS_LAYERS = ("model.head.classification_head.cls_logits.",)
 
     def __init__(self, backbone: PyramidBackbone, config: DetectorConfig, num_classes: int) -> None:
         spec = DetectorSpec(
@@ -76,7 +79,8 @@ class RetinaNetDetector(TorchvisionDetector):
         self, outputs: dict[str, Tensor], anchors: list[Tensor], ground_truth: list[dict[str, Tensor]], page: int
     ) -> dict[str, Tensor]:
         own = {name: output[page : page + 1] for name, output in outputs.items()}
-        return self.model.compute_loss([ground_truth[page]], own, [anchors[page]])
+        matches = match_anchors(self.model.proposal_matcher, ground_truth[page]["boxes"], anchors[page])
+        return self.model.head.compute_loss([ground_truth[page]], own, [anchors[page]], [matches])
 
     @torch.no_grad()
     def _proposals(
