@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.core.jsonl import append_jsonl, read_jsonl
-from pipeline.core.run_paths import JOBS
+from pipeline.core.run_paths import JOBS, RunName
 
 
 class JobRecord(BaseModel):
@@ -20,7 +20,7 @@ class JobRecord(BaseModel):
     """``slurm`` or ``ray``."""
     job: str
     """Id that the scheduler gave."""
-    name: str
+    name: RunName
     submitted: float
     """Unix time."""
     command: tuple[str, ...]

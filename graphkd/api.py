@@ -33,12 +33,9 @@ def evaluate(config: str | Path, *overrides: str) -> dict[str, Any]:
     Raises:
         UserError: if there is no checkpoint or no ``data.val``.
     """
-    from graphkd.errors import ConfigError
     from pipeline.config import load_config
     from pipeline.context import RunContext
     from pipeline.train.run import evaluate_run
 
     context = RunContext(load_config(Path(config), overrides))
-    if context.val is None:
-        raise ConfigError(f"{config} has no data.val; give the pages to evaluate on")
     return evaluate_run(context)

@@ -22,6 +22,9 @@ from graphkd.signals import TeacherSignals
 class NodePolicy(BaseModel):
     """Boxes that become nodes: ground truth first, then the teacher's proposals by foreground score.
 
+    On pages with more ground truth than nodes, classes with fewer regions on the page come first, and within a class
+    larger regions.
+
     Many are near duplicates or background. Fewer of those, by a lower ``nms_iou`` or a higher ``min_score``, gave
     worse students (``docs/method.md``): they show where boxes end, and what is background.
     """
@@ -114,8 +117,9 @@ def _choose_page(
 ) -> tuple[Tensor, Tensor, Tensor]:
     likely = scores >= policy.min_score
     boxes, scores = boxes[likely], scores[likely]
-    if len(true_boxes):
-        true_boxes, true_classes = true_boxes[: policy.count], true_classes[: policy.count]
+    if len(true_boxes) > policy.count:
+        first = _first_regions(true_boxes, true_classes, policy.count)
+        true_boxes, true_classes = true_boxes[first], true_classes[first]
     all_boxes = torch.cat([true_boxes, boxes])
     all_scores = torch.cat([scores.new_ones(len(true_boxes)), scores])
     classes = torch.cat([true_classes, true_classes.new_full((len(boxes),), -1)])
@@ -125,6 +129,14 @@ def _choose_page(
     kept = kept[kept >= len(true_boxes)]  # ground truth is kept even if regions overlap
     kept = torch.cat([torch.arange(len(true_boxes), device=kept.device), kept])[: policy.count]
     return all_boxes[kept], classes[kept], all_scores[kept]
+
+
+def _first_regions(boxes: Tensor, classes: Tensor, count: int) -> Tensor:
+    """Indices of ``count`` regions in their order: those of classes with fewer regions first, then the larger."""
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    by_area = area.argsort(descending=True, stable=True)
+    frequency = classes.bincount()[classes[by_area]]
+    return by_area[frequency.argsort(stable=True)][:count].sort().values
 
 
 def _pad(rows: list[Tensor], count: int) -> Tensor:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
 
+from graphkd.detectors import DetectorModule
+from graphkd.errors import ConfigError
 from graphkd.method import TeacherStatistics
 from pipeline.config import RunConfig
 from pipeline.core.distributed import resolve_device
+from pipeline.data.format.classes import match_classes
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.storage.local import LocalStore
 from pipeline.data.storage.open import open_store
-from pipeline.models import best_checkpoint, check_num_classes
+from pipeline.models import best_checkpoint, check_num_classes, load_initial_weights, new_detector
 from pipeline.runs.checkpoint import Checkpoint
 from pipeline.teacher.identity import Identity, TeacherRun, cache_identity, open_teacher, statistics_identity
 from pipeline.teacher.statistics import (
@@ -22,6 +26,8 @@ from pipeline.teacher.statistics import (
     read_statistics,
     write_statistics,
 )
+
+log = logging.getLogger(__name__)
 
 
 class RunContext:
@@ -32,6 +38,7 @@ class RunContext:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
+        self._built: DetectorModule | None = None
 
     @cached_property
     def dataset(self) -> PackedDataset:
@@ -40,8 +47,19 @@ class RunContext:
 
     @cached_property
     def val(self) -> PackedDataset | None:
-        """Evaluation pages; None without ``data.val``."""
-        return None if self.config.data.val is None else self._open(self.config.data.val)
+        """Evaluation pages, with classes in the order of the training pages; None without ``data.val``."""
+        return None if self.config.data.val is None else self._open(self.config.data.val, self.dataset.class_names)
+
+    def val_of(self, checkpoint: Checkpoint) -> PackedDataset:
+        """Evaluation pages, with classes in the order of a checkpoint's detector.
+
+        Raises:
+            ConfigError: if there are none, or their classes have other names.
+        """
+        if self.config.data.val is None:
+            raise ConfigError(f"{self.config.name} names no data.val to evaluate on; give data.val=FOLDER")
+        names = checkpoint.class_names
+        return self._open(self.config.data.val, self.dataset.class_names if names is None else names)
 
     def open_inputs(self) -> None:
         """Open and verify the datasets and ``run.init`` now, so that mistakes show before anything starts."""
@@ -63,14 +81,23 @@ class RunContext:
         assert self.config.teacher is not None, "checked by the caller"
         return open_teacher(self.config.teacher, self.config.data.view.canvas)
 
+    def check_teacher_classes(self) -> None:
+        """Raise ConfigError unless the teacher has the classes of the training pages, in their order."""
+        names = self.teacher.class_names
+        if names is not None:
+            of_pages, of_teacher = str(self.dataset.location), f"the teacher {self.teacher.settings.run}"
+            match_classes(self.dataset.class_names, names, of_pages, of_teacher, same_order=True)
+
     @cached_property
     def statistics_identity(self) -> Identity:
         """What the teacher's statistics must have been computed from."""
+        self.check_teacher_classes()
         return statistics_identity(self.teacher, self.dataset, self.config.data.view)
 
     @cached_property
     def cache_identity(self) -> Identity:
         """What the teacher's cache must have been built from."""
+        self.check_teacher_classes()
         return cache_identity(self.teacher, self.dataset, self.config.data.view, self.config.run.seed)
 
     @cached_property
@@ -96,7 +123,24 @@ class RunContext:
         """Checkpoint of ``run.init``."""
         return None if self.config.run.init is None else best_checkpoint(self.config.run.init)
 
-    def _open(self, location: str) -> PackedDataset:
-        dataset = PackedDataset(location, self.config.data.storage)
+    def build_detector(self) -> DetectorModule:
+        """The detector with the weights that training starts from, or the one that :meth:`check_detector` built."""
+        built, self._built = self._built or self._new_detector(), None
+        return built
+
+    def check_detector(self) -> None:
+        """Build the detector, so that a wrong backbone or missing weights show before anything is written."""
+        self._built = self._new_detector()
+
+    def _new_detector(self) -> DetectorModule:
+        config, classes = self.config, self.dataset.class_names
+        detector = new_detector(config.detector, len(classes), config.data.view.canvas, seed=config.run.seed)
+        if self.initial_checkpoint is not None:
+            rest = load_initial_weights(detector, self.initial_checkpoint, classes)
+            log.info("weights of %s; %d tensors keep initial weights: %s", config.run.init, len(rest), ", ".join(rest))
+        return detector
+
+    def _open(self, location: str, class_order: Sequence[str] | None = None) -> PackedDataset:
+        dataset = PackedDataset(location, self.config.data.storage, class_order)
         check_num_classes(self.config.data.num_classes, dataset)
         return dataset

@@ -15,6 +15,7 @@ from pipeline.core.errors import CheckpointError
 from pipeline.core.files import fingerprint
 from pipeline.core.run_paths import CHECKPOINTS, CONFIG, step_folder
 from pipeline.data.format.dataset import PackedDataset
+from pipeline.pretrained import packaged_weights
 from pipeline.runs.checkpoint import (
     MANIFEST,
     Checkpoint,
@@ -34,10 +35,17 @@ DETECTOR_PREFIX = "detector."
 
 def new_detector(config: DetectorConfig, num_classes: int, canvas: Canvas, seed: int) -> DetectorModule:
     """Build a detector with initial weights: the backbone's from ``config.weights``, the others random by ``seed``."""
-    tensors = None if config.weights in ("none", "imagenet") else load_weights(Path(config.weights))
+    tensors = _backbone_weights(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_detector(config, num_classes, canvas, tensors)
+
+
+def _backbone_weights(config: DetectorConfig) -> dict[str, Tensor] | None:
+    """Weights for the backbone; None if it starts at random, or timm downloads them."""
+    if config.weights in ("none", "imagenet"):
+        return None
+    return packaged_weights(config.backbone) if config.weights == "package" else load_weights(Path(config.weights))
 
 
 def load_detector(
@@ -54,13 +62,17 @@ def load_detector(
     return detector.to(device).eval().requires_grad_(False)
 
 
-def load_initial_weights(detector: DetectorModule, checkpoint: Checkpoint) -> list[str]:
+def load_initial_weights(detector: DetectorModule, checkpoint: Checkpoint, class_names: list[str]) -> list[str]:
     """Copy another run's weights where name and shape match. Return the names that keep their initial weights.
+
+    Layers with entries for each class are copied only if the run had the same classes in the same order.
 
     Raises:
         CheckpointError: if fewer than half of the detector's tensors match.
     """
     own, tensors = detector.state_dict(), _detector_tensors(checkpoint)
+    if checkpoint.class_names not in (None, class_names):
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(detector.CLASS_LAYERS)}
     fitting = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
     if len(fitting) < len(own) / 2:
         raise CheckpointError(

@@ -12,7 +12,6 @@ from graphkd.errors import ConfigError
 from graphkd.method.config import MethodConfig
 from graphkd.weight_inheritance import inherit
 from pipeline.context import RunContext
-from pipeline.models import load_initial_weights, new_detector
 from pipeline.teacher.identity import TeacherRun
 
 log = logging.getLogger(__name__)
@@ -21,11 +20,7 @@ log = logging.getLogger(__name__)
 def build_training_step(context: RunContext, device: torch.device) -> TrainingStep:
     """Build the training step of a run on ``device``, with the weights that training starts from."""
     config, method = context.config, context.config.method
-    detector = new_detector(config.detector, context.dataset.num_classes, config.data.view.canvas, seed=config.run.seed)
-    if context.initial_checkpoint is not None:
-        rest = load_initial_weights(detector, context.initial_checkpoint)
-        log.info("weights of %s; %d tensors keep initial weights: %s", config.run.init, len(rest), ", ".join(rest))
-    statistics = None
+    detector, statistics = context.build_detector(), None
     if method.name != "none":
         statistics = context.statistics.to(device)
         _inherit(detector, config.detector, context.teacher, method, context.dataset.num_classes)

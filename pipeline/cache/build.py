@@ -201,6 +201,7 @@ def _describe(folder: Path, context: RunContext) -> CacheJson:
         classifies=detector.classifies_regions,
         feature_shape=(detector.fpn_channels, *side),
         num_classes=context.dataset.num_classes,
+        classes=context.dataset.class_entries,
         shards=[
             _read_shard(folder, name, shard.samples * settings.views, shard.sha256, context.cache_identity)
             for name, shard in zip(names, shards, strict=True)

@@ -19,6 +19,7 @@ from pipeline.cache.quantize import dequantize
 from pipeline.cache.reader import CacheReader, Row, check_file
 from pipeline.core.errors import CacheError
 from pipeline.core.parallel import prefetch
+from pipeline.data.format.classes import match_classes
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.storage.base import FileInfo, StorageConfig
 from pipeline.data.storage.local import LocalStore
@@ -112,6 +113,10 @@ class CachedTeacher:
 
     def _check(self, identity: Identity) -> None:
         location, found = self.store.location, self.description
+        names = [each.name for each in found.classes]
+        if names:
+            of_pages, of_cache = str(self.dataset.location), f"the cache {location}"
+            match_classes(self.dataset.class_names, names, of_pages, of_cache, same_order=True)
         try:
             check_identity(found.identity, identity, location, "build a cache for this config in another folder")
         except CacheError as error:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.cache.quantize import Precision
 from pipeline.core.errors import CacheError, DataError
+from pipeline.data.format.classes import ClassEntry
 from pipeline.data.format.schema import index_path
 from pipeline.data.storage.base import Store
 from pipeline.teacher.identity import SIGNALS_VERSION, Identity
@@ -112,6 +113,8 @@ class CacheJson(BaseModel):
     feature_shape: tuple[int, int, int]
     """Shape of one node's ``pooled``."""
     num_classes: int
+    classes: list[ClassEntry] = []
+    """Name and text flag of each class; empty in caches of earlier releases."""
     shards: list[CachedShard]
     indexes: dict[str, str]
     """SHA-256 of each file's index, by the file's name."""

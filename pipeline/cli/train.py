@@ -54,7 +54,7 @@ def train(
     if int(os.environ.get("RANK", "0")):
         return  # under torchrun, rank 0 does the rest
     folder = context.config.folder
-    metrics = {} if context.val is None else evaluate(context)
+    metrics = {} if context.config.data.val is None else evaluate(context)
     if as_json:
         print_json({"run": str(folder), "step": checkpoint.step, **metrics})
         return

@@ -11,7 +11,7 @@ from graphkd.detectors.config import DetectorConfig
 from graphkd.errors import ConfigError
 from graphkd.method.config import MethodConfig
 from graphkd.nodes import NodePolicy
-from pipeline.core.run_paths import TEACHER_CACHE
+from pipeline.core.run_paths import TEACHER_CACHE, RunName
 from pipeline.data.loading.augmentation import NEW_VIEW_EVERY_EPOCH, AugmentationConfig, Views, cached_views
 from pipeline.data.loading.order import check_batch_size
 from pipeline.data.storage.base import StorageConfig
@@ -182,6 +182,8 @@ class RunSettings(FrozenModel):
     """Record the samples of every step in the run folder."""
     eval_batch: int = Field(default=8, ge=1)
     """Batch size of evaluation, caching and statistics."""
+    detection_limit: int = Field(default=100, ge=10)
+    """Detections of a page and class that AP counts (COCO's maxDets)."""
     eval_every: int = Field(default=0, ge=0)
     """Steps between evaluations on ``data.val`` during training, split over the workers; 0 evaluates at the end only.
     The checkpoint with the highest AP is kept, and is the one that the run is evaluated and teaches with."""
@@ -195,7 +197,7 @@ class RunSettings(FrozenModel):
 class RunConfig(FrozenModel):
     """Config of one run: a teacher, a student alone, or a distilled student."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: RunName
     data: DataConfig
     detector: DetectorConfig = DetectorConfig()
     schedule: ScheduleConfig = ScheduleConfig()

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+RunName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""Name of a run, which becomes part of file names and of scripts."""
 
 CONFIG = "config.yaml"
 """Resolved config."""

@@ -55,7 +55,8 @@ def import_weights(path: Path, context: RunContext, part: Part = "student") -> T
     position = schedule.steps * schedule.batch
     state = DataState(dataset=dataset.identity, seed=config.run.seed, batch=schedule.batch, position=position)
     optimizer = build_optimizer(module, schedule)
-    write_checkpoint(root, take_snapshot(schedule.steps, module, optimizer, {"data": state.model_dump()}))
+    content = {"data": state.model_dump(), "classes": [entry.model_dump() for entry in dataset.class_entries]}
+    write_checkpoint(root, take_snapshot(schedule.steps, module, optimizer, content))
     return found
 
 
@@ -66,9 +67,9 @@ def export_weights(folder: Path, path: Path) -> int:
         CheckpointError: if detectron2 has no such model, naming a tensor without a counterpart.
     """
     config = load_run_config(folder)
-    num_classes = config.data.num_classes or PackedDataset(config.data.train, config.data.storage).num_classes
     checkpoint, canvas = best_checkpoint(folder), config.data.view.canvas
-    detector = load_detector(config.detector, num_classes, canvas, checkpoint, torch.device("cpu"))
+    names = checkpoint.class_names or PackedDataset(config.data.train, config.data.storage).class_names
+    detector = load_detector(config.detector, len(names), canvas, checkpoint, torch.device("cpu"))
     tensors = _detectron2_tensors(detector)
     buffer = io.BytesIO()
     torch.save({"model": tensors, "__author__": "graphkd"}, buffer)

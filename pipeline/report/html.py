@@ -19,6 +19,8 @@ from pipeline.context import RunContext
 from pipeline.core.errors import DataError
 from pipeline.core.files import write_atomic
 from pipeline.data.format.dataset import PackedDataset, Sample
+from pipeline.data.loading.augmentation import AugmentationConfig
+from pipeline.data.loading.region_counts import count_regions, describe_losses
 from pipeline.models import load_run_config
 from pipeline.report.charts import class_bars, loss_curves, run_colour
 from pipeline.report.graph import teacher_graph
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 TEMPLATE = "report.html.j2"
 SCORE_THRESHOLD = 0.5
 PALETTE_COLOURS = 256
+MAX_COUNTED_SHARDS = 256  # whose indexes are read to count regions
 
 
 def report_runs(runs: Sequence[RunSummary], out: Path, title: str = "GraphKD runs", pages: int = 4) -> Path:
@@ -77,7 +80,7 @@ def write_report(
     content = _template().render(
         title=title,
         summary=summary(runs),
-        comparison_warnings=comparison_warnings(runs),
+        warnings=[*comparison_warnings(runs), *([] if dataset is None else _losses(dataset, runs))],
         runs=[{"label": run.label, "colour": run_colour(index)} for index, run in enumerate(runs)],
         rows=run_rows(runs),
         classes=class_rows(runs),
@@ -91,6 +94,19 @@ def write_report(
         commands=commands(runs),
     )
     return write_atomic(out, content)
+
+
+def _losses(dataset: PackedDataset, runs: list[RunSummary]) -> list[str]:
+    """What evaluation does not see of the dataset as it was drawn."""
+    evaluations = [run.evaluation for run in runs if run.evaluation is not None]
+    limit = max((int(evaluation.get("detection_limit", 0)) for evaluation in evaluations), default=0)
+    over = max((int(evaluation.get("pages_over_limit", 0)) for evaluation in evaluations), default=0)
+    notes = describe_losses(count_regions(dataset, AugmentationConfig(), MAX_COUNTED_SHARDS))
+    if over:
+        notes.append(
+            f"{over} pages have more than {limit} regions of one class, and AP counts no more detections of it"
+        )
+    return [f"{dataset.location}: {note}." for note in notes]
 
 
 def shown_samples(dataset: PackedDataset, pages: int) -> list[int]:
@@ -153,7 +169,7 @@ def _page_pictures(dataset: PackedDataset, runs: list[RunSummary], pages: int) -
 
 
 def _predictions(run: RunSummary, sample: Sample, dataset: PackedDataset) -> Regions:
-    classes = {category.id: index for index, category in enumerate(dataset.description.categories)}
+    classes = {category.id: index for index, category in enumerate(dataset.categories)}
     found = run.predictions.get(sample.image_id, [])
     unknown = [result["category_id"] for result in found if result["category_id"] not in classes]
     if unknown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,12 +12,13 @@ from typing import Any
 
 import yaml
 
+from graphkd.errors import UserError
 from pipeline.config import RunConfig, load_config
 from pipeline.core.errors import NoLocksError, OutputError
 from pipeline.core.files import ensure_owned_dir, stale_temp_files, write_atomic
 from pipeline.core.jsonl import append_jsonl
 from pipeline.core.locks import file_lock
-from pipeline.core.run_paths import CONFIG, CONFIG_CHANGES, LOCK, WRITTEN_BY_JOBS
+from pipeline.core.run_paths import CHECKPOINTS, CONFIG, CONFIG_CHANGES, LOCK, METRICS, WRITTEN_BY_JOBS, step_folders
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ RUNTIME_KEYS = (
     "run.log_every",
     "run.ledger",
     "run.eval_batch",
+    "run.detection_limit",
     "run.eval_every",
     "run.eval_on",
     "run.patience",
@@ -65,7 +68,7 @@ def _store_config(config: RunConfig, allow_changes: bool) -> None:
     for temporary in stale_temp_files(config.folder):
         temporary.unlink(missing_ok=True)
     content = config.model_dump(mode="json")
-    if path.exists():
+    if path.exists() and _has_trained(config.folder):
         changes = list(_differences(load_config(path).model_dump(mode="json"), content))
         if changes and not allow_changes:
             raise OutputError(
@@ -76,6 +79,23 @@ def _store_config(config: RunConfig, allow_changes: bool) -> None:
             log.warning("%s continues under another config: %s", config.folder, "; ".join(changes))
             append_jsonl(config.folder / CONFIG_CHANGES, {"time": time.time(), "changes": changes})
     write_atomic(path, yaml.safe_dump(content, sort_keys=False))
+
+
+def _has_trained(folder: Path) -> bool:
+    """Whether something would be lost under another config: a start that failed before its first step binds nothing."""
+    return bool(step_folders(folder / CHECKPOINTS)) or (folder / METRICS).exists()
+
+
+@contextmanager
+def discarded_on_error(folder: Path) -> Iterator[None]:
+    """Remove a run folder that is created within, if the run is refused before its workers start."""
+    is_new = not folder.exists()
+    try:
+        yield
+    except UserError:
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from graphkd.detectors import DetectorConfig, DetectorModule
-from graphkd.errors import ConfigError
+from graphkd.errors import ConfigError, UserError
 from pipeline.config import TeacherConfig
+from pipeline.config.schema import DataConfig
 from pipeline.core.errors import CacheError
 from pipeline.core.files import fingerprint
 from pipeline.data.format.dataset import PackedDataset
@@ -32,6 +33,8 @@ class TeacherRun:
     detector_config: DetectorConfig
     canvas: Canvas
     checkpoint: Checkpoint
+    class_names: list[str] | None
+    """None if unknown: the checkpoint is of an earlier release, and its training pages cannot be read."""
 
     def load(self, num_classes: int, device: torch.device) -> DetectorModule:
         """Load the teacher, in evaluation mode and without gradients."""
@@ -51,9 +54,21 @@ def open_teacher(settings: TeacherConfig, canvas: Canvas) -> TeacherRun:
             f"the teacher {settings.run} has canvas {list(config.data.view.canvas)} and the student {list(canvas)}; "
             "give both the same data.view.canvas"
         )
+    checkpoint = best_checkpoint(settings.run)
     return TeacherRun(
-        settings=settings, detector_config=config.detector, canvas=canvas, checkpoint=best_checkpoint(settings.run)
+        settings=settings,
+        detector_config=config.detector,
+        canvas=canvas,
+        checkpoint=checkpoint,
+        class_names=checkpoint.class_names or _class_names(config.data),
     )
+
+
+def _class_names(data: DataConfig) -> list[str] | None:
+    try:
+        return PackedDataset(data.train, data.storage).class_names
+    except UserError:
+        return None
 
 
 def statistics_identity(teacher: TeacherRun, dataset: PackedDataset, view: AugmentationConfig) -> Identity:

@@ -72,7 +72,9 @@ class Evaluator:
         )
         detector.train(training)
         results = [result for rank_results in self.world.gather_object(own) for result in rank_results]
-        metrics = score(ground_truth(dataset), results) if self.world.is_main else {}
+        metrics = (
+            score(ground_truth(dataset), results, limit=self.settings.detection_limit) if self.world.is_main else {}
+        )
         line = self.world.all_gather_object({"step": step, **metrics})[0]
         self.evaluations.append(line)
         self.metrics.exclude_time(time.perf_counter() - begin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,18 +11,24 @@ from typing import Any
 from graphkd.errors import ConfigError
 from pipeline.context import RunContext
 from pipeline.core.distributed import World, torchrun_world
+from pipeline.core.errors import DataError
 from pipeline.core.files import write_json
 from pipeline.core.run_paths import CHECKPOINTS, EVALUATION, PREDICTIONS, step_folders
+from pipeline.data.loading.region_counts import count_regions, describe_losses
 from pipeline.evaluate.inference import evaluate
 from pipeline.models import best_checkpoint, load_detector
 from pipeline.runs.checkpoint import Checkpoint, newest_checkpoint
 from pipeline.runs.checkpoint_writer import prune
 from pipeline.runs.evaluations import best_step, out_of_patience, read_evaluations
-from pipeline.runs.run_folder import open_run_folder
+from pipeline.runs.run_folder import discarded_on_error, open_run_folder
 from pipeline.train.engines.local import run_local
 from pipeline.train.engines.ray import run_ray
 from pipeline.train.metrics_watcher import watch_metrics
 from pipeline.train.signal_source import open_cache
+
+log = logging.getLogger(__name__)
+
+MAX_COUNTED_SHARDS = 256  # whose indexes are read at start-up to count regions
 
 
 def prepare(context: RunContext, allow_changes: bool = False) -> None:
@@ -32,13 +39,32 @@ def prepare(context: RunContext, allow_changes: bool = False) -> None:
     """
     config = context.config
     context.open_inputs()
+    _report_losses(context)
     if context.distills:
+        context.check_teacher_classes()
         _check_categorizer(context)
         if context.teacher.settings.signals == "cache":
             open_cache(context)
-    open_run_folder(config, allow_changes)
-    if context.distills:
-        context.ensure_statistics()
+    context.check_detector()
+    with discarded_on_error(config.folder):
+        open_run_folder(config, allow_changes)
+        if context.distills:
+            context.ensure_statistics()
+
+
+def _report_losses(context: RunContext) -> None:
+    """Say once which regions are no targets or are changed. Raises DataError if no region is a target."""
+    config = context.config
+    counts = count_regions(context.dataset, config.data.view, MAX_COUNTED_SHARDS)
+    if counts.regions and not counts.targets:
+        raise DataError(
+            f"none of the {counts.regions.total()} regions of {config.data.train} is a target: all are crowd; pack it "
+            "again with --crowd-as-regions"
+        )
+    nodes = context.teacher.settings.nodes.count if context.distills else None
+    notes = describe_losses(counts, nodes=nodes, detections=config.detector.detections_per_page)
+    if notes:
+        log.warning("%s, %d pages: %s", config.data.train, counts.pages, "; ".join(notes))
 
 
 def _check_categorizer(context: RunContext) -> None:
@@ -115,13 +141,19 @@ def evaluate_run(
     context: RunContext, checkpoint: Checkpoint | None = None, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
     """Score a run's checkpoint on ``data.val``, and store metrics and predictions in its folder."""
-    config, dataset = context.config, context.val
-    assert dataset is not None, "checked by the caller"
+    config = context.config
     checkpoint = checkpoint or best_checkpoint(config.folder)
+    dataset = context.val_of(checkpoint)
     view, device = config.data.view, context.device
     detector = load_detector(config.detector, dataset.num_classes, view.canvas, checkpoint, device)
     metrics, results = evaluate(
-        detector, dataset, view, batch_size=config.run.eval_batch, device=device, progress=progress
+        detector,
+        dataset,
+        view,
+        batch_size=config.run.eval_batch,
+        device=device,
+        limit=config.run.detection_limit,
+        progress=progress,
     )
     parameters = sum(parameter.numel() for parameter in detector.parameters())
     metrics |= {"step": checkpoint.step, "parameters": parameters}

@@ -2,10 +2,12 @@
 
 A signal may reach only one process. Its number is therefore reduced over all ranks beside each step and checked after
 the next one, so that nobody waits for it. Ray workers receive no signals: their driver writes a file in the run folder.
+Each signal is acknowledged on the terminal at once, since a step can take long; a second Ctrl-C ends the process.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from pipeline.core.distributed import World
 from pipeline.core.errors import StoppedError
 from pipeline.core.run_paths import STOP_REQUEST
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 class StopSignal:
@@ -37,6 +39,7 @@ class StopSignal:
 
     def receive(self, number: int, _: FrameType | None = None) -> None:
         """Signal handler: stop after the next steps."""
+        acknowledge(number, again=self._received == number)
         self._received = number
 
     def should_stop(self) -> bool:
@@ -57,6 +60,15 @@ class StopSignal:
             self.signal, self._pending = int(self._largest), None
 
 
+def acknowledge(number: int, again: bool) -> None:
+    """Say on the terminal that a signal was received. Raises KeyboardInterrupt for a second Ctrl-C."""
+    if again and number == signal.SIGINT:
+        raise KeyboardInterrupt
+    hint = "; press Ctrl-C again to stop without one" if number == signal.SIGINT else ""
+    line = f"{signal.Signals(number).name} received: saving a checkpoint after the running step{hint}\n"
+    os.write(2, line.encode())  # printing is not safe in a signal handler
+
+
 def _requested(path: Path) -> int:
     """Signal number that a driver left for its workers, or 0."""
     if not path.exists():
@@ -73,7 +85,7 @@ def stopped_error(number: int) -> StoppedError:
 
 @contextmanager
 def handle_signals(handler: signal.Handlers | object) -> Iterator[None]:
-    """Handle SIGTERM and SIGUSR2. Does nothing outside the main thread, where Python receives no signals."""
+    """Handle SIGINT, SIGTERM and SIGUSR2. Does nothing outside the main thread, where Python receives no signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -92,6 +104,7 @@ def forward_signals_to_workers(folder: Path) -> Iterator[list[int]]:
     path.unlink(missing_ok=True)
 
     def receive(number: int, _: FrameType | None) -> None:
+        acknowledge(number, again=number in received)
         received.append(number)
         path.write_text(str(int(number)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.amp.grad_scaler import GradScaler
@@ -31,6 +32,8 @@ class TrainingState:
 
     data: DataState
     """Dataset, seed and batch, at position 0."""
+    classes: list[dict[str, Any]]
+    """Name and text flag of each class."""
     module: TrainingStep
     ema: WeightEma
     optimizer: torch.optim.Optimizer
@@ -72,6 +75,7 @@ class TrainingState:
             "metrics": metrics.state_dict(),
             "scaler": self.scaler.state_dict(),
             "best_step": best,
+            "classes": self.classes,
         }
         if not metrics.world.is_main:
             return None

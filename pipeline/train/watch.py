@@ -61,11 +61,18 @@ def watch(
 
 
 def _evaluate(context: RunContext, checkpoint: Checkpoint, progress: Progress | None) -> dict[str, Any]:
-    dataset, view = context.val, context.config.data.view
-    assert dataset is not None, "checked by the caller"
+    dataset, view = context.val_of(checkpoint), context.config.data.view
     detector = load_detector(context.config.detector, dataset.num_classes, view.canvas, checkpoint, context.device)
-    batch = context.config.run.eval_batch
-    metrics, _ = evaluate(detector, dataset, view, batch_size=batch, device=context.device, progress=progress)
+    run = context.config.run
+    metrics, _ = evaluate(
+        detector,
+        dataset,
+        view,
+        batch_size=run.eval_batch,
+        device=context.device,
+        limit=run.detection_limit,
+        progress=progress,
+    )
     return {"step": checkpoint.step, **metrics}
 
 

@@ -113,6 +113,7 @@ def _new_state(context: RunContext, world: World) -> TrainingState:
         data=DataState(
             dataset=context.dataset.identity, seed=context.config.run.seed, batch=schedule.batch, position=0
         ),
+        classes=[entry.model_dump() for entry in context.dataset.class_entries],
         module=module,
         ema=WeightEma(module, schedule.ema),
         optimizer=build_optimizer(module, schedule),

@@ -202,3 +202,13 @@ def test_a_cache_of_another_width_than_the_statistics_names_both(batch: PageBatc
 def test_overlap_is_with_ground_truth_of_the_same_page_only(batch: PageBatch) -> None:
     boxes = torch.stack([batch.boxes[:2], batch.boxes[:2]])
     assert batch.overlaps_ground_truth(boxes).tolist() == [[True, True], [False, False]]
+
+
+def test_ground_truth_beyond_the_nodes_is_chosen_by_rarity_then_size() -> None:
+    from graphkd.nodes import _first_regions
+
+    boxes = torch.tensor([[0, 0, 9, 9], [0, 0, 8, 8], [0, 0, 7, 7], [0, 0, 2, 2], [0, 0, 3, 3], [0, 0, 1, 1]]).float()
+    classes = torch.tensor([0, 0, 0, 1, 1, 2])
+    assert _first_regions(boxes, classes, 4).tolist() == [0, 3, 4, 5]
+    assert _first_regions(boxes, classes, 2).tolist() == [4, 5]
+    assert _first_regions(boxes.flip(0), classes.flip(0), 4).tolist() == [0, 1, 2, 5], "whatever the order of the file"

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from pipeline.core.ray_session import ray_session, to_user_error
 from pipeline.core.run_paths import RAY
 from pipeline.train.shutdown import forward_signals_to_workers, stopped_error
 
+WAIT_S = 0.2  # between chances to handle signals
 RESIZE_S = 30.0
 """Interval of checks for room for more workers."""
 PREEMPTION_CHECK_STEPS = 10
@@ -47,11 +50,27 @@ def run_ray(config: RunConfig) -> None:
         )
         with forward_signals_to_workers(config.folder) as received:
             try:
-                trainer.fit()
+                _in_thread(trainer.fit)
             except ray.train.TrainingFailedError as error:
                 raise to_user_error(error, "training") from error
         if received:
             raise stopped_error(received[0])
+
+
+def _in_thread(function: Callable[[], object]) -> None:
+    """Call ``function`` in a thread and wait for it. In the main thread, Ray Train would abort at Ctrl-C by itself."""
+    outcome: Future[object] = Future()
+
+    def call() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=call, daemon=True, name="ray-train").start()
+    while not wait([outcome], timeout=WAIT_S).done:  # returns now and then, so that signals are handled
+        pass
+    outcome.result()
 
 
 def _scaling(engine: EngineConfig) -> Any:

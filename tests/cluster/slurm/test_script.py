@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from cluster.records import JobRecord
+from cluster.run_config import run_name
 from cluster.site import Site, load_site
 from cluster.slurm.plan import cache_job, training_job
 from cluster.slurm.script import sbatch_script
@@ -120,3 +123,11 @@ def test_the_command_shows_the_script(tmp_path: Path) -> None:
     command += ["--site", str(ROOT / "configs" / "sites" / "one-machine.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=dict(os.environ))
     assert done.stdout.startswith("#!/bin/bash") and re.search(r"srun .*cluster\.slurm\.task", done.stdout)
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "a/b", "a b", "a\nb", "", "-x", "x" * 300])
+def test_a_runs_name_is_no_path(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has the name"):
+        run_name({"name": name}, tmp_path / "run.yaml")
+    with pytest.raises(ValidationError):
+        JobRecord(scheduler="slurm", job="1", name=name, submitted=0, command=(), logs="", site="")

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -245,7 +246,7 @@ def slow_run(config: RunConfig, folder: Path) -> list[str]:
     return [sys.executable, "-c", code]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_ends_a_run_with_a_checkpoint_and_its_exit_code(
     number: signal.Signals, root: Path, dataset_folder: Path, unkilled: dict[str, Outcome], tmp_path: Path
 ) -> None:
@@ -253,15 +254,42 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_its_exit_code(
     run = subprocess.Popen(slow_run(config, tmp_path), stderr=subprocess.PIPE, start_new_session=True)
     try:
         wait_for(lambda: read_ledger(config.folder), "the first step")
-        run.send_signal(number)
+        os.killpg(run.pid, number) if number == signal.SIGINT else run.send_signal(number)  # Ctrl-C reaches all
         assert run.wait(60) == 128 + number
-        assert run.stderr is not None and f"stopped by {number.name} after a checkpoint" in run.stderr.read().decode()
+        assert run.stderr is not None
+        said = run.stderr.read().decode()
+        assert f"{number.name} received: saving a checkpoint after the running step" in said
+        assert f"stopped by {number.name} after a checkpoint" in said and "Traceback" not in said
         assert not processes_of(run.pid)
     finally:
         end_all(run.pid)
     done = newest_checkpoint(config.folder / "checkpoints")
     assert done is not None and done.step == max(read_ledger(config.folder)) + 1 < STEPS
     check(config, unkilled["teacher"])
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(root: Path, dataset_folder: Path, tmp_path: Path) -> None:
+    config = configured(root, dataset_folder, "impatient", "teacher")
+    command = slow_run(config, tmp_path)
+    run = subprocess.Popen(
+        [part.replace("sleep(0.3)", "sleep(60)") for part in command], stderr=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        wait_for(lambda: (config.folder / "starts.jsonl").exists(), "the start")
+        assert run.stderr is not None
+        os.set_blocking(run.stderr.fileno(), False)
+        said = b""
+        while b"press Ctrl-C again" not in said:  # acknowledged within the long step
+            os.killpg(run.pid, signal.SIGINT)
+            time.sleep(1)
+            said += run.stderr.read() or b""
+            if run.poll() is not None:
+                break
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGINT)
+        assert run.wait(10) == 130
+    finally:
+        end_all(run.pid)
 
 
 def test_a_signal_to_one_rank_ends_all_at_the_same_step(root: Path, dataset_folder: Path, tmp_path: Path) -> None:

@@ -195,7 +195,9 @@ def test_what_ray_wrote_itself_decides_nothing(
     check(config, unkilled)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_the_driver_ends_its_workers_with_a_checkpoint(
     number: signal.Signals, root: Path, dataset_folder: Path, unkilled: Outcome, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from graphkd.errors import ConfigError
+from graphkd.errors import ConfigError, UserError
 from pipeline.config import RunConfig, ScheduleConfig, resolve
 from pipeline.context import RunContext
 from pipeline.core.distributed import World
@@ -18,6 +18,7 @@ from pipeline.core.errors import CheckpointError, OutputError, TrainingError
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.runs.checkpoint import load_weights, newest_checkpoint
 from pipeline.runs.metrics import read_metrics
+from pipeline.runs.run_folder import open_run_folder
 from pipeline.train.loop import global_mean
 from pipeline.train.run import evaluate_run, train_run
 from pipeline.train.schedule import learning_rate
@@ -276,3 +277,32 @@ def test_heads_made_for_other_anchors_are_not_inherited(trained: Path, dataset_f
     asked = student(trained, dataset_folder, "anchors", detector=changed, method={"name": "graphkd", "inherit": True})
     with pytest.raises(ConfigError, match=r"the student has anchors \(9\.0, .* and the teacher \(8\.0"):
         build_training_step(RunContext(asked), CPU)
+
+
+@pytest.mark.parametrize(
+    ("detector", "message"),
+    [
+        ({"backbone": "resnet_of_nowhere"}, "cannot be built by timm"),
+        ({"weights": "nowhere.safetensors"}, "do not exist"),
+        ({"weights": "package"}, "no package has weights of 'resnet18'"),
+    ],
+)
+def test_a_refused_start_leaves_nothing_and_binds_nothing(
+    detector: dict[str, Any], message: str, dataset_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train_run(RunContext(small(tmp_path, dataset_folder, "run", detector={**SMALL_DETECTOR, **detector})))
+    assert not (tmp_path / "run").exists()
+    open_run_folder(small(tmp_path, dataset_folder, "run", schedule={"lr": 0.5}))  # a start that failed later
+    train_run(RunContext(small(tmp_path, dataset_folder, "run")))
+
+
+def test_training_starts_not_anew_where_no_checkpoint_can_be_used(dataset_folder: Path, tmp_path: Path) -> None:
+    config = small(tmp_path, dataset_folder, "run")
+    train_run(RunContext(config))
+    for path in (config.folder / "checkpoints").glob("*/model.safetensors"):
+        path.write_bytes(b"damaged")
+    before = (config.folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints in"):
+        train_run(RunContext(config))
+    assert (config.folder / "metrics.jsonl").read_bytes() == before
