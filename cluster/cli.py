@@ -22,6 +22,9 @@ AfterOption = Annotated[
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the script without submitting it.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 RunArgument = Annotated[Path, typer.Argument(help="Run folder.")]
+AnyOwnerOption = Annotated[
+    bool, typer.Option("--any-owner", help="Also if another user owns the run folder, whose records are then trusted.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -171,13 +174,15 @@ def list_jobs(
 
 
 def logs(
-    run: RunArgument, follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue as the logs grow.")] = False
+    run: RunArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue as the logs grow.")] = False,
+    any_owner: AnyOwnerOption = False,
 ) -> None:
     """Print the logs of a run's newest job."""
     from cluster.jobs import is_active, job_state, log_files
     from cluster.ray.jobs import logs as ray_logs
 
-    record, printed = _newest(run), dict[Path, int]()
+    record, printed = _newest(run, any_owner), dict[Path, int]()
     if record.scheduler == "ray":
         typer.echo(ray_logs(record))
         return
@@ -193,22 +198,22 @@ def logs(
         time.sleep(1)
 
 
-def cancel(run: RunArgument) -> None:
+def cancel(run: RunArgument, any_owner: AnyOwnerOption = False) -> None:
     """Cancel a run's newest job. Training saves a checkpoint first if the scheduler gives it time."""
     from cluster import jobs
 
-    record = _newest(run)
+    record = _newest(run, any_owner)
     jobs.cancel(record)
     typer.echo(f"job {record.job} is being cancelled")
 
 
-def resume(run: RunArgument) -> None:
+def resume(run: RunArgument, any_owner: AnyOwnerOption = False) -> None:
     """Resubmit a run's newest job, which continues from the newest complete checkpoint."""
     from cluster.jobs import is_active, job_state
     from cluster.slurm.plan import resubmission
     from graphkd.errors import UserError
 
-    record = _newest(run)
+    record = _newest(run, any_owner)
     if record.scheduler == "ray":
         given = record.resubmit
         submit_to_ray(Path(given["config"]), given["overrides"], record.site, Path(given["directory"]), wait=False)
@@ -219,10 +224,12 @@ def resume(run: RunArgument) -> None:
     _print_submitted([_submit(resubmission(record))], as_json=False)
 
 
-def _newest(run: Path) -> JobRecord:
-    from cluster.records import read_jobs
+def _newest(run: Path, any_owner: bool) -> JobRecord:
+    from cluster.records import check_owner, read_jobs
     from graphkd.errors import UserError
 
+    if not any_owner:
+        check_owner(run)
     records = read_jobs(run)
     if not records:
         raise UserError(f"{run} was never submitted; see graphkd submit slurm --help")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from graphkd.errors import UserError
 from pipeline.core.jsonl import append_jsonl, read_jsonl
 from pipeline.core.run_paths import JOBS, RunName
 
@@ -41,6 +43,16 @@ def record_job(folder: Path, record: JobRecord) -> None:
 def read_jobs(folder: Path) -> list[JobRecord]:
     """Submissions of a run, oldest first."""
     return [JobRecord.model_validate(line) for line in read_jsonl(folder / JOBS)]
+
+
+def check_owner(folder: Path) -> None:
+    """Raise UserError if another user owns a run folder or its record of jobs, which names commands and files."""
+    for path in (folder, folder / JOBS):
+        if path.exists() and path.lstat().st_uid != os.getuid():
+            raise UserError(
+                f"{path} belongs to user {path.lstat().st_uid}, and its records name commands and files; give "
+                "--any-owner if you trust it"
+            )
 
 
 def submitted_runs(root: Path) -> list[Path]:

@@ -130,6 +130,12 @@ class RunContext:
 
     def check_detector(self) -> None:
         """Build the detector, so that a wrong backbone or missing weights show before anything is written."""
+        config = self.config
+        if (config.detector.norm, config.detector.weights, config.run.init) == ("frozen", "none", None):
+            log.warning(
+                "detector.norm is frozen, but the backbone starts at random, so its statistics never fit; set "
+                "detector.weights, run.init or detector.norm=group"
+            )
         self._built = self._new_detector()
 
     def _new_detector(self) -> DetectorModule:

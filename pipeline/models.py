@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -12,10 +13,10 @@ from graphkd.detectors import DetectorConfig, DetectorModule, build_detector
 from graphkd.errors import ConfigError
 from pipeline.config import RunConfig, load_config
 from pipeline.core.errors import CheckpointError
-from pipeline.core.files import fingerprint
+from pipeline.core.files import fingerprint, shown
 from pipeline.core.run_paths import CHECKPOINTS, CONFIG, step_folder
 from pipeline.data.format.dataset import PackedDataset
-from pipeline.pretrained import packaged_weights
+from pipeline.pretrained import imagenet_download, packaged_weights
 from pipeline.runs.checkpoint import (
     MANIFEST,
     Checkpoint,
@@ -36,7 +37,8 @@ DETECTOR_PREFIX = "detector."
 def new_detector(config: DetectorConfig, num_classes: int, canvas: Canvas, seed: int) -> DetectorModule:
     """Build a detector with initial weights: the backbone's from ``config.weights``, the others random by ``seed``."""
     tensors = _backbone_weights(config)
-    with torch.random.fork_rng(devices=[]):
+    download = imagenet_download(config.backbone) if config.weights == "imagenet" else nullcontext()
+    with download, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_detector(config, num_classes, canvas, tensors)
 
@@ -107,7 +109,9 @@ def load_run_config(folder: Path) -> RunConfig:
     """
     path = folder / CONFIG
     if not path.exists():
-        raise CheckpointError(f"{folder} is no run: {CONFIG} is missing; give the folder of a run that was trained")
+        raise CheckpointError(
+            f"{shown(folder)} is no run: {CONFIG} is missing; give the folder of a run that was trained"
+        )
     return load_config(path)
 
 

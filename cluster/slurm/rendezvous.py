@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,9 +42,20 @@ class Rendezvous:
         self.deadline = deadline
 
     def open(self) -> None:
-        """Create the folder, readable by its user only."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.folder.chmod(0o700)
+        """Create the folder, for its user only."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            self.folder.mkdir(mode=0o700)
+        self._check(self.folder, stat.S_ISDIR)
+
+    def _check(self, path: Path, is_kind: Callable[[int], bool]) -> None:
+        """Raise ClusterError if ``path`` is a link, or someone else owns or can read it."""
+        status = path.lstat()
+        if not is_kind(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+            raise ClusterError(
+                f"{path} must be this user's alone and no link, but has mode {stat.filemode(status.st_mode)} and owner "
+                f"{status.st_uid}; remove it, and find out who made it"
+            )
 
     def publish(self, name: str, **content: Any) -> None:
         """Publish ``name`` to the other tasks."""
@@ -51,9 +64,12 @@ class Rendezvous:
     def get(self, name: str) -> dict[str, Any] | None:
         """Content that was published as ``name``, or None."""
         try:
-            content: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text())
+            self._check(self.folder, stat.S_ISDIR)
+            descriptor = os.open(self.folder / f"{name}.json", os.O_RDONLY | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
+        with os.fdopen(descriptor) as file:
+            content: dict[str, Any] = json.load(file)
         return content
 
     def published_nodes(self, name: str) -> set[int]:
@@ -104,8 +120,10 @@ class Rendezvous:
     def token(self) -> Path:
         """File of the Ray cluster's token, created once by the head and readable by its user only."""
         path = self.folder / "token"
-        if not path.exists():
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        self._check(self.folder, stat.S_ISDIR)
+        with suppress(FileExistsError):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 file.write(os.urandom(32).hex())
+        self._check(path, stat.S_ISREG)
         return path

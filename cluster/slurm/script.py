@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,9 +74,14 @@ def sbatch_script(submission: Submission) -> str:
 
 def _check(submission: Submission) -> None:
     folder = str(submission.spec.run_folder)
-    for text in (folder, submission.name, *submission.spec.site.options.values()):
-        if "\n" in text:  # an option is one line of the script, whatever its quoting
-            raise ConfigError(f"{text!r} contains a newline, which no option of sbatch can; give another name")
+    site = submission.spec.site
+    plain = [folder, str(submission.spec.directory), site.python, *site.container, *submission.after]
+    for text in (*plain, *_options(submission), *(value or "" for value in _options(submission).values())):
+        if not text.isprintable():  # an option is one line of the script, whatever its quoting
+            raise ConfigError(f"{text!r} contains a newline or control character, which no script may; change it")
+    for job in submission.after:
+        if not re.fullmatch(r"\d+([_+]\d+)?|[A-Z]+", job):  # capitals stand for a job that is not yet submitted
+            raise ConfigError(f"--after {job!r} is no id of a job, such as 4711")
     if "%" in folder:
         raise ConfigError(f"{folder} contains a %, which Slurm replaces in paths; give another folder")
 

@@ -17,7 +17,7 @@ from pipeline.cache.build import Builders
 from pipeline.cache.builder import Progress
 from pipeline.config import EngineConfig
 from pipeline.context import RunContext
-from pipeline.core.ray_session import ray_session, to_user_error
+from pipeline.core.ray_session import ray_session, set_ray_environment, to_user_error
 
 MAX_RESTARTS = 3  # of one builder, and of one shard
 CPU_THREADS = 4  # of a builder without a GPU
@@ -89,6 +89,7 @@ class RayBuilders:
 @contextmanager
 def ray_builders(context: RunContext, workers: int = 0) -> Iterator[Builders]:
     """Builders on the cluster that RAY_ADDRESS names, or on a local one. Raises ConfigError if Ray is missing."""
+    set_ray_environment()
     try:
         import ray
     except ImportError as error:

@@ -27,8 +27,9 @@ from rich.text import Text
 
 from pipeline.core.progress import ProgressUpdate
 
-console = Console()
-err = Console(stderr=True)
+# Paths and names of classes may look like Rich's markup.
+console = Console(markup=False, highlight=False)
+err = Console(stderr=True, markup=False, highlight=False)
 SHOWN_METRICS = {
     "ap": "AP",
     "ap50": "AP50",
@@ -53,15 +54,15 @@ def progress_bar(title: str, unit: str) -> Iterator[ProgressUpdate]:
 
 def _rich_progress() -> Progress:
     return Progress(
-        TextColumn("{task.description:<34}"),
+        TextColumn("{task.description:<34}", markup=False),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
+        TextColumn("{task.fields[unit]}", markup=False),
         _RateColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=err,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from importlib import import_module
@@ -54,6 +55,9 @@ def main() -> None:
     Exit codes: 0 success, 1 error, 2 wrong usage, 75 another try may succeed, 128 + signal number if stopped by one.
     """
     debug = "--debug" in sys.argv
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what the terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except KeyboardInterrupt:
@@ -64,6 +68,12 @@ def main() -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(_exit_code(error))
+    except Exception as error:
+        if debug:
+            raise
+        reason = " ".join(str(error).split())[:300]
+        typer.echo(f"error: {type(error).__name__}: {reason}; --debug before the command shows where", err=True)
+        sys.exit(1)
 
 
 def _exit_code(error: UserError) -> int:

@@ -37,7 +37,7 @@ class DataConfig(FrozenModel):
     """K, if it must be known without the dataset; checked against the dataset."""
     view: AugmentationConfig = AugmentationConfig()
     """Canvas and augmentation."""
-    loader_workers: int = Field(default=2, ge=0)
+    loader_workers: int = Field(default=2, ge=0, le=1024)
     """Loader processes per training worker; 0 loads in the training process."""
     storage: StorageConfig = StorageConfig()
     """How remote datasets are read."""
@@ -139,7 +139,7 @@ class EngineConfig(FrozenModel):
     workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = 1
     """Training workers of the ray engine: a number, or (minimum, maximum) for an elastic group. torchrun decides for
     local."""
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads per worker; 0 divides the machine's cores evenly."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_failures: int = Field(default=3, ge=-1)

@@ -46,3 +46,8 @@ class TrainingError(UserError):
 
 class LostWorkersError(TrainingError):
     """Workers kept dying for reasons other than a user error; another try, or other nodes, may succeed."""
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's text, or its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

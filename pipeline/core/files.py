@@ -67,6 +67,33 @@ def write_json(path: Path, content: Any) -> Path:
     return write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
+def read_text(path: Path, limit: int | None = None) -> str:
+    """Text of a regular file, UTF-8 with or without a byte order mark.
+
+    Raises:
+        OSError: also if it is a pipe or a device, which could block or never end, or larger than ``limit`` bytes.
+        UnicodeDecodeError: a ValueError.
+    """
+    check_regular(path)
+    size = path.stat().st_size
+    if limit is not None and size > limit:
+        raise OSError(errno.EFBIG, f"it has {size} bytes, more than {limit}", str(path))
+    return path.read_text(encoding="utf-8-sig")
+
+
+def check_regular(path: Path) -> None:
+    """Raise OSError if ``path`` exists and is no regular file."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def shown(path: Path | str) -> str:
+    """A path for messages: absolute, with what it is relative to."""
+    if "://" in str(path) or Path(path).is_absolute():
+        return str(path)
+    return f"{Path(path).absolute()} ({path} in {Path.cwd()})"
+
+
 def stale_temp_files(folder: Path, name: str = "*") -> list[Path]:
     """Temporary files of ``name`` that killed writers left in ``folder``."""
     return list(folder.glob(f".{name}.*.tmp"))

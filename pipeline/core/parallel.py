@@ -77,12 +77,13 @@ def _in_processes(function: Callable[[Task], Result], tasks: Sequence[Task], wor
 
 
 def _on_ray(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+    from pipeline.core.ray_session import ray_session, set_ray_environment
+
+    set_ray_environment()
     try:
         import ray
     except ImportError as error:
         raise ConfigError("Ray is not installed; pip install 'graphkd[ray]', or leave --ray out") from error
-    from pipeline.core.ray_session import ray_session
-
     with ray_session(default_workers(len(tasks))):
         remote: Any = ray.remote(function)
         limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # keeps all CPUs busy without a long queue

@@ -1,11 +1,12 @@
 """Reading detectron2 checkpoints: ``.pth``, and ``.pkl`` of arrays, with its own names or Caffe2's.
 
-Only arrays are unpickled: a ``.pkl`` goes through an unpickler that allows the few functions that numpy builds arrays
-with, and refuses every other name.
+Only arrays of numbers are unpickled: a ``.pkl`` goes through an unpickler that replaces the few functions that numpy
+builds arrays with by ones that check type, shape and size, and refuses every other name.
 """
 
 from __future__ import annotations
 
+import codecs
 import pickle
 import re
 from collections.abc import Mapping
@@ -17,21 +18,12 @@ import torch
 from torch import Tensor
 
 from pipeline.core.errors import CheckpointError
+from pipeline.core.files import check_regular, shown
 from pipeline.runs.checkpoint import load_weights
 
 Part = Literal["student", "teacher"]
 TEACHER = "teacher."
 BACKBONE = "backbone.bottom_up."
-ARRAYS = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-}
 CAFFE2: list[tuple[str, str]] = [
     (r"conv1_w", "stem.conv1.weight"),
     (r"res_conv1_bn_s", "stem.conv1.norm.weight"),
@@ -52,15 +44,68 @@ CAFFE2: list[tuple[str, str]] = [
     (r"cls_score_([wb])", r"roi_heads.box_predictor.cls_score.\1"),
     (r"bbox_pred_([wb])", r"roi_heads.box_predictor.bbox_pred.\1"),
 ]
+NUMERIC = re.compile(r"[<>=|]?[fiu][1248]")
 BRANCHES = {"conva": "conv1", "convb": "conv2", "convc": "conv3"}
+
+
+class _NumericType:
+    """Stands for numpy's dtype while unpickling: numbers only, and no state but their byte order.
+
+    A dtype of another kind, or with fields, can make numpy read memory that is not the array's.
+    """
+
+    def __init__(self, code: object, *_: object) -> None:
+        self.dtype = np.dtype(code) if isinstance(code, str) and NUMERIC.fullmatch(code) else None
+        if self.dtype is None:
+            raise pickle.UnpicklingError(f"it has an array of type {str(code)[:40]!r}, and only numbers are loaded")
+
+    def __setstate__(self, state: tuple[object, ...]) -> None:
+        order, rest = state[1] if len(state) > 1 else None, state[2:5]
+        if order not in ("<", ">", "|", "=") or any(part is not None for part in rest):
+            raise pickle.UnpicklingError("it has an array with fields, and only numbers are loaded")
+        assert self.dtype is not None
+        self.dtype = self.dtype.newbyteorder("=" if order == "|" else order)
+
+
+class _Array:
+    """Stands for numpy's array while unpickling: its bytes are checked against shape and type before they are used."""
+
+    def __init__(self, *_: object) -> None:
+        self.values: np.ndarray[Any, Any] | None = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, fortran, content = state
+        if not isinstance(kind, _NumericType) or kind.dtype is None or not isinstance(content, (bytes, str)):
+            raise pickle.UnpicklingError("it has an array of objects, and only numbers are loaded")
+        raw = content.encode("latin1") if isinstance(content, str) else content
+        flat = np.frombuffer(raw, kind.dtype)
+        self.values = flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _scalar(kind: _NumericType, content: bytes | str) -> Any:
+    raw = content.encode("latin1") if isinstance(content, str) else content
+    assert kind.dtype is not None
+    return np.frombuffer(raw, kind.dtype, 1)[0]
 
 
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Allow numpy's array constructors only."""
+        """Allow what numpy builds arrays with, and nothing of numpy itself."""
         if (module, name) not in ARRAYS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only arrays are loaded")
-        return super().find_class(module, name)
+        return ARRAYS[module, name]
+
+
+ARRAYS: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _NumericType,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("_codecs", "encode"): codecs.encode,
+}
+"""What a pickle of arrays may ask for, and what it gets."""
 
 
 def read_checkpoint(path: Path, part: Part = "student") -> dict[str, Tensor]:
@@ -86,18 +131,20 @@ def read_checkpoint(path: Path, part: Part = "student") -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
+        check_regular(path)
         with path.open("rb") as file:
             content = _load_arrays(file)
     except FileNotFoundError as error:
-        raise CheckpointError(f"weights {path} do not exist; give a .pkl, .pth or .safetensors file") from error
+        raise CheckpointError(f"weights {shown(path)} do not exist; give a .pkl, .pth or .safetensors file") from error
     except Exception as error:
         raise CheckpointError(f"{path} is no pickle of arrays: {str(error)[:160]}") from error
     content = content.get("model", content.get("blobs", content)) if isinstance(content, dict) else None
-    arrays = {str(name): values for name, values in (content or {}).items() if isinstance(values, np.ndarray)}
-    arrays = {name: values for name, values in arrays.items() if values.dtype.kind in "fiu"}
+    found = (content if isinstance(content, dict) else {}).items()
+    arrays = {str(name): each.values for name, each in found if isinstance(each, _Array) and each.values is not None}
     if not arrays:
         raise CheckpointError(f"{path} holds no mapping of names to arrays; give a state dict")
-    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
+    # In this machine's byte order, which torch requires; a copy, since the pickle's bytes are read-only.
+    return {name: torch.from_numpy(values.astype(values.dtype.newbyteorder("="))) for name, values in arrays.items()}
 
 
 def _load_arrays(file: IO[bytes]) -> Any:

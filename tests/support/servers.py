@@ -7,13 +7,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-Fault = str  # drop: close in the middle of the answer; stall: answer too late; 503, 429, 404, 403; whole: ignore Range
+# drop: close in the middle of the answer; stall: answer too late; 503, 429, 404, 403; whole: ignore Range; drip: a byte
+# at a time; endless: never stop sending
+Fault = str
 
 
 @dataclass
@@ -56,6 +58,8 @@ def _handler(files: Files) -> type[BaseHTTPRequestHandler]:
                 return self._plain(int(fault or 404))
             if fault == "stall":
                 time.sleep(files.stall_s)
+            if fault in ("drip", "endless"):
+                return self._pour(b"x" if fault == "drip" else b"x" * 65536, 0.3 if fault == "drip" else 0)
             content, status = path.read_bytes(), 200
             total = len(content)
             span = self.headers.get("Range")
@@ -72,6 +76,15 @@ def _handler(files: Files) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(content[: len(content) // 2] if fault == "drop" else content)
             if fault == "drop":
                 self.close_connection = True
+
+        def _pour(self, piece: bytes, pause: float) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.close_connection = True
+            with suppress(OSError):  # until the reader has had enough
+                while True:
+                    self.wfile.write(piece)
+                    time.sleep(pause)
 
         def _plain(self, status: int) -> None:
             self.send_response(status)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.core.errors import DataError
-from pipeline.core.files import fingerprint, write_atomic
+from pipeline.core.files import fingerprint, shown, write_atomic
 
 FORMAT_VERSION = 2
 READ_VERSIONS = (1, 2)
@@ -26,6 +26,8 @@ IDENTITY_VERSION = 1
 DATASET_FILE = "dataset.json"
 _CHECKSUM = re.compile(r'"checksum": "[^"]*"')
 _CHECKSUM_BYTES = re.compile(rb'"checksum": "[^"]*"')
+MAX_REGIONS = 10_000
+"""Of a page. Matching them with proposals takes memory that grows with their square."""
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
 
 INDEX_SCHEMA_1 = pa.schema(
@@ -62,7 +64,7 @@ class SampleJson(BaseModel):
     width: int = Field(gt=0)
     height: int = Field(gt=0)
     image_id: int
-    boxes: list[tuple[float, float, float, float]]
+    boxes: list[tuple[float, float, float, float]] = Field(max_length=MAX_REGIONS)
     category_ids: list[int]
     iscrowd: list[int]
     areas: list[float] | None = None
@@ -166,7 +168,7 @@ def read_dataset_json(folder: Path, *, changed: bool = False) -> DatasetJson:
     path = folder / DATASET_FILE
     if not path.exists():
         raise DataError(
-            f"{folder} is no dataset: {DATASET_FILE} is missing; make one with `graphkd data pack`, or "
+            f"{shown(folder)} is no dataset: {DATASET_FILE} is missing; make one with `graphkd data pack`, or "
             "`graphkd data index` for existing tars"
         )
     try:

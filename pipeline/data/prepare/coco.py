@@ -12,6 +12,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 
 from pipeline.core.errors import DataError
+from pipeline.core.files import read_text, shown
+from pipeline.data.format.schema import MAX_REGIONS
 from pipeline.data.prepare.box_conventions import Box, BoxOptions, box_converter
 
 EDGE_TOLERANCE_PX = 2.0  # rounding in published annotations; such boxes are clipped without a warning
@@ -119,9 +121,9 @@ class CheckedCoco:
 def read_json(path: Path, what: str) -> Any:
     """Read a JSON file. Raises DataError naming ``what`` is missing or malformed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(read_text(path))
     except FileNotFoundError as error:
-        raise DataError(f"{what} {path} does not exist; give a COCO .json file") from error
+        raise DataError(f"{what} {shown(path)} does not exist; give a COCO .json file") from error
     except (ValueError, RecursionError, OSError) as error:
         raise DataError(f"{what} {path} is not readable JSON ({error}); give a COCO .json file") from error
 
@@ -202,6 +204,12 @@ def _id_problems(coco: CocoFile) -> list[str]:
         problems += [f"{name} id {key} is used {count} times" for key, count in Counter(ids).items() if count > 1]
     files = Counter(image.file_name for image in coco.images)
     problems += [f"file {name!r} is used by {count} images" for name, count in files.items() if count > 1]
+    regions = Counter(annotation.image_id for annotation in coco.annotations)
+    problems += [
+        f"image id {key} has {count} regions, more than {MAX_REGIONS}"
+        for key, count in regions.items()
+        if count > MAX_REGIONS
+    ]
     images, categories = {image.id for image in coco.images}, {category.id for category in coco.categories}
     for annotation in coco.annotations:
         if annotation.image_id not in images:

@@ -12,14 +12,14 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, TreeBuilder, XMLParser
 
 from pipeline.core.errors import DataError
-from pipeline.core.files import write_json
+from pipeline.core.files import check_regular, write_json
 
 logger = logging.getLogger(__name__)
 
 CLASSES = ("TextRegion", "ImageRegion", "TableRegion", "MathsRegion", "SeparatorRegion", "OtherRegion")
 CATEGORY_IDS = {name: number for number, name in enumerate(CLASSES, start=1)}
 # The published results count charts and graphics as images (Layout-Parser's conversion of the dataset).
-CLASS_OF = {name: name for name in CLASSES} | {"ChartRegion": "ImageRegion", "GraphicRegion": "ImageRegion"}
+CLASS_OF = {name.lower(): name for name in CLASSES} | {"chartregion": "ImageRegion", "graphicregion": "ImageRegion"}
 IMAGE_SUFFIXES = (".tif", ".tiff", ".jpg", ".png")
 MIN_POINTS = 3  # minimum of a polygon with an area, as in the schema
 
@@ -29,8 +29,8 @@ def convert_page_folder(xml_folder: Path, image_folder: Path, out: Path) -> dict
 
     The six classes are those of the published PRImA results, with ids 1 to 6 in the order of ``CLASSES``: charts and
     graphics are images, all remaining kinds are OtherRegion. Nested regions are regions too. Boxes [x, y, width,
-    height] enclose the polygons, image px. Ids follow the sorted names of the XML files. Regions with fewer than three
-    points are skipped, and their number is logged.
+    height] enclose the polygons, image px. Ids follow the sorted names of the XML files. Regions without coordinates or
+    with fewer than three points are skipped, and their number is logged.
 
     Args:
         xml_folder: PAGE XML files of any version, 2009 to 2024.
@@ -78,24 +78,32 @@ class _NoDoctype(TreeBuilder):
 
 def _page(path: Path) -> Element:
     try:
+        check_regular(path)
         root = ElementTree.parse(path, XMLParser(target=_NoDoctype())).getroot()
     except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
         raise DataError(f"{path} cannot be read as PAGE XML ({error}); replace or remove it") from error
+    if _local_name(root) == "alto":
+        raise DataError(f"{path} is ALTO, not PAGE XML; convert it to PAGE first, or remove it from the folder")
     for element in root.iter():
-        if _local_name(element) == "Page":
+        if _local_name(element) == "page":
             return element
     raise DataError(f"{path} has no Page element, so it is no PAGE XML; remove it from the folder")
 
 
 def _local_name(element: Element) -> str:
-    # Each version of the schema has its own namespace.
-    return str(element.tag).rpartition("}")[2]
+    """Name without the namespace, which differs in each version, in lower case without the underscores of 2009."""
+    return str(element.tag).rpartition("}")[2].replace("_", "").lower()
+
+
+def _attribute(element: Element, name: str) -> str:
+    """An attribute such as ``imageWidth``, which is ``image_width`` in the version of 2009."""
+    return element.get(name, "") or element.get(re.sub("([A-Z])", r"_\1", name).lower(), "")
 
 
 def _size(page: Element, path: Path) -> dict[str, int]:
     size: dict[str, int] = {}
     for key, attribute in (("width", "imageWidth"), ("height", "imageHeight")):
-        text = page.get(attribute, "")
+        text = _attribute(page, attribute)
         if not re.fullmatch("[1-9][0-9]{0,8}", text):
             raise DataError(f"{path}: Page has {attribute} {text!r}, which must be a size in px; correct it")
         size[key] = int(text)
@@ -104,7 +112,7 @@ def _size(page: Element, path: Path) -> dict[str, int]:
 
 def _image_name(page: Element, path: Path, found: Mapping[str, str], folder: Path) -> str:
     # Without folders: some files contain the path on the machine that made them.
-    named = page.get("imageFilename", "").replace("\\", "/").rpartition("/")[2]
+    named = _attribute(page, "imageFilename").replace("\\", "/").rpartition("/")[2]
     stems = (path.stem, path.stem.removeprefix("pc-"))
     candidates = [named, *(stem + suffix for stem in stems for suffix in IMAGE_SUFFIXES)]
     for candidate in candidates:
@@ -117,7 +125,7 @@ def _regions(page: Element, path: Path) -> Iterator[tuple[int, list[float]]]:
     dropped = 0
     for element in page.iter():
         name = _local_name(element)
-        if not name.endswith("Region"):
+        if not name.endswith("region"):
             continue
         points = _points(element, path)
         if len(points) < MIN_POINTS:
@@ -125,14 +133,14 @@ def _regions(page: Element, path: Path) -> Iterator[tuple[int, list[float]]]:
             continue
         yield CATEGORY_IDS[CLASS_OF.get(name, "OtherRegion")], _box(points)
     if dropped:
-        logger.warning("%s: skipped %d regions with fewer than %d points", path, dropped, MIN_POINTS)
+        logger.warning("%s: skipped %d regions without coordinates or with fewer than 3 points", path, dropped)
 
 
 def _points(region: Element, path: Path) -> list[tuple[float, float]]:
-    coords = next((child for child in region if _local_name(child) == "Coords"), None)
+    coords = next((child for child in region if _local_name(child) == "coords"), None)
     where = f"{path}: {_local_name(region)} {region.get('id', 'without id')}"
     if coords is None:
-        raise DataError(f"{where} has no Coords; correct the file or remove it")
+        return []
     try:
         points = [(float(x), float(y)) for x, y in _point_texts(coords)]
     except ValueError as error:
@@ -146,7 +154,7 @@ def _point_texts(coords: Element) -> list[list[str]]:
     """Points as text: ``points="x,y x,y"`` since 2013, ``<Point x= y=/>`` before."""
     if "points" in coords.attrib:
         return [pair.split(",") for pair in coords.attrib["points"].split()]
-    return [[point.get("x", ""), point.get("y", "")] for point in coords if _local_name(point) == "Point"]
+    return [[point.get("x", ""), point.get("y", "")] for point in coords if _local_name(point) == "point"]
 
 
 def _box(points: list[tuple[float, float]]) -> list[float]:

@@ -113,6 +113,10 @@ def _filesystem(protocol: str, timeout: float) -> Any:
     import fsspec
 
     try:
+        if protocol in ("http", "https"):
+            from pipeline.data.storage.http import BoundedHTTPFileSystem
+
+            return BoundedHTTPFileSystem(timeout, **_options(protocol, timeout))
         return fsspec.filesystem(protocol, **_options(protocol, timeout))
     except ImportError as error:
         raise ConfigError(

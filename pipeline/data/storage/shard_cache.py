@@ -63,13 +63,12 @@ class CachedStore:
     def discard_copy(self, name: str) -> bool:
         """Remove the local copy of a shard, so that it is read remotely and copied again."""
         path = self.folder / name
-        if not path.exists():
-            return False
-        log.warning("the local copy %s is damaged; it is removed and copied again", path)
-        path.unlink(missing_ok=True)
-        self._local = LocalStore(self.folder)  # forgets the open file
-        self._local.register(self._registered)
-        return True
+        if path.exists():
+            log.warning("the local copy %s is damaged; it is removed and copied again", path)
+            path.unlink(missing_ok=True)
+            self._local = LocalStore(self.folder)  # forgets the open file
+            self._local.register(self._registered)
+        return True  # also for other pages that were read together with the one that showed it
 
     def close(self) -> None:
         """Wait for copies in progress."""

@@ -19,11 +19,13 @@ import torch
 
 from graphkd.errors import ConfigError
 from pipeline.config import EngineConfig, RunConfig
-from pipeline.core.ray_session import ray_session, to_user_error
+from pipeline.core.errors import LostWorkersError
+from pipeline.core.ray_session import ray_session, set_ray_environment, to_user_error
 from pipeline.core.run_paths import RAY
 from pipeline.train.shutdown import forward_signals_to_workers, stopped_error
 
 WAIT_S = 0.2  # between chances to handle signals
+ROOM_DEADLINE_S = 30.0  # for nodes that are about to join
 RESIZE_S = 30.0
 """Interval of checks for room for more workers."""
 PREEMPTION_CHECK_STEPS = 10
@@ -32,8 +34,8 @@ PREEMPTION_CHECK_STEPS = 10
 
 def run_ray(config: RunConfig) -> None:
     """Train on Ray Train workers. Raises the worker's own UserError, or LostWorkersError with Ray's reason."""
+    set_ray_environment()
     try:
-        import ray.train
         from ray.train.torch import TorchTrainer
     except ImportError as error:
         raise ConfigError(
@@ -42,16 +44,18 @@ def run_ray(config: RunConfig) -> None:
     storage = config.folder / RAY
     shutil.rmtree(storage, ignore_errors=True)  # of earlier starts
     with ray_session(config.engine.max_workers):
+        _wait_for_room(config.engine)
         trainer = TorchTrainer(
             _worker,
             train_loop_config={"config": config.model_dump(mode="json"), "directory": os.getcwd()},
+            torch_config=_process_group(config.engine),
             scaling_config=_scaling(config.engine),
             run_config=_ray_run_config(config.engine, storage),
         )
         with forward_signals_to_workers(config.folder) as received:
             try:
                 _in_thread(trainer.fit)
-            except ray.train.TrainingFailedError as error:
+            except Exception as error:  # of Ray's, whatever died
                 raise to_user_error(error, "training") from error
         if received:
             raise stopped_error(received[0])
@@ -73,11 +77,42 @@ def _in_thread(function: Callable[[], object]) -> None:
     outcome.result()
 
 
-def _scaling(engine: EngineConfig) -> Any:
+def _wait_for_room(engine: EngineConfig) -> None:
+    """Raise LostWorkersError if the cluster stays too small for the workers, for which Ray would wait for ever."""
     import ray
+
+    kind = "GPU" if _uses_gpus(engine) else "CPU"
+    deadline = time.monotonic() + ROOM_DEADLINE_S
+    while (there := ray.cluster_resources().get(kind, 0)) < engine.min_workers:
+        if time.monotonic() > deadline:
+            raise LostWorkersError(
+                f"{engine.min_workers} workers need {engine.min_workers} {kind}s, but the Ray cluster has {there:g}; "
+                "add nodes, or set engine.workers"
+            )
+        time.sleep(1)
+
+
+def _uses_gpus(engine: EngineConfig) -> bool:
+    import ray
+
+    return engine.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+
+
+def _process_group(engine: EngineConfig) -> Any:
+    """Ray's own process group on a cluster; one that listens on loopback only on this machine."""
+    from ray.train.torch import TorchConfig
+
+    from pipeline.train.engines.loopback import LoopbackConfig
+
+    if os.environ.get("RAY_ADDRESS"):
+        return TorchConfig()
+    return LoopbackConfig(backend="nccl" if _uses_gpus(engine) else "gloo")
+
+
+def _scaling(engine: EngineConfig) -> Any:
     from ray.train import ScalingConfig
 
-    use_gpu = engine.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+    use_gpu = _uses_gpus(engine)
     options: dict[str, Any] = {
         "num_workers": engine.workers,
         "use_gpu": use_gpu,

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from cluster.slurm.ray_node import candidate_ports, free_ports
 from cluster.slurm.rendezvous import Rendezvous
 from cluster.slurm.restart_budget import RestartBudget
 from cluster.slurm.slurm_env import SlurmEnv, read_slurm_env
-from graphkd.errors import ConfigError
+from graphkd.errors import ConfigError, UserError
 
 
 def rendezvous(folder: Path, job: str = "7", restart: int = 0, seconds: float = 5) -> Rendezvous:
@@ -132,3 +133,51 @@ def test_five_hundred_nodes_meet_in_seconds(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert json.loads((head.folder / "joined-511.json").read_text()) == {"node": "511"}
+
+
+def other_owner(path: Path) -> None:
+    os.chown(path, 65534, 65534, follow_symlinks=False)
+
+
+def linked(path: Path) -> None:
+    target = path.with_name("elsewhere")
+    path.rename(target)
+    path.symlink_to(target)
+
+
+def readable(path: Path) -> None:
+    path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+TAMPERED = [linked, readable, pytest.param(other_owner, marks=pytest.mark.skipif(os.getuid() != 0, reason="as root"))]
+
+
+@pytest.mark.parametrize("tamper", TAMPERED)
+def test_a_token_that_others_made_or_can_read_is_refused(tamper: Callable[[Path], None], tmp_path: Path) -> None:
+    made = rendezvous(tmp_path)
+    path = made.token()
+    assert path.read_text() and made.token() == path
+    tamper(path)
+    with pytest.raises(ClusterError, match="token must be this user's alone and no link"):
+        made.token()
+
+
+@pytest.mark.parametrize("tamper", TAMPERED)
+def test_a_folder_that_others_made_or_can_read_is_refused(tamper: Callable[[Path], None], tmp_path: Path) -> None:
+    made = rendezvous(tmp_path)
+    made.publish("head", address="a:1")
+    tamper(made.folder)
+    for use in (made.open, made.token, lambda: made.get("head")):
+        with pytest.raises(ClusterError, match="7-0 must be this user's alone and no link"):
+            use()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="as root")
+def test_jobs_of_another_users_run_folder_are_refused_unless_told(tmp_path: Path) -> None:
+    from cluster.records import check_owner
+
+    check_owner(tmp_path)
+    (tmp_path / "jobs.jsonl").write_text("")
+    other_owner(tmp_path / "jobs.jsonl")
+    with pytest.raises(UserError, match=r"jobs\.jsonl belongs to user 65534.*--any-owner"):
+        check_owner(tmp_path)

@@ -131,3 +131,18 @@ def test_a_runs_name_is_no_path(name: str, tmp_path: Path) -> None:
         run_name({"name": name}, tmp_path / "run.yaml")
     with pytest.raises(ValidationError):
         JobRecord(scheduler="slurm", job="1", name=name, submitted=0, command=(), logs="", site="")
+
+
+FIELDS = ["partition", "account", "qos", "python", "container", "options", "interface"]
+
+
+@pytest.mark.parametrize("text", ["a\nsrun evil", "a\rb", "a\x1b[2Jb"])
+@pytest.mark.parametrize("field", FIELDS[:-1])
+def test_no_field_brings_a_line_into_the_script(field: str, text: str, tmp_path: Path) -> None:
+    value: Any = {"options": {"comment": text}, "container": (text,)}.get(field, text)
+    with pytest.raises(ConfigError, match="newline or control character"):
+        sbatch_script(training_job(STUDENT, [], site(**{field: value})))
+    with pytest.raises(ConfigError, match="newline or control character"):
+        sbatch_script(training_job(STUDENT, [], site(options={text: "x"})))
+    with pytest.raises(ConfigError, match=r"newline or control character|is no id of a job"):
+        sbatch_script(training_job(STUDENT, [], site(), after=(text,)))

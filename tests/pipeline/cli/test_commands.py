@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -141,3 +142,45 @@ def test_exit_codes_tell_schedulers_what_happened(raised: str, code: int) -> Non
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip().splitlines()[-1]) == (code, "error: x")
+
+
+def test_an_unforeseen_error_is_one_line_unless_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.data.summary.summarize", lambda location: {}["classes"])
+    plain = graphkd_here("data", "info", "somewhere")
+    assert plain.returncode == 1
+    assert plain.stderr == "error: KeyError: 'classes'; --debug before the command shows where\n"
+    with pytest.raises(KeyError):
+        graphkd_here("--debug", "data", "info", "somewhere")
+
+
+@pytest.mark.parametrize("name", ["[bold]x[/bold]", "[/]", "a\udcffb", "x" * 200])
+def test_names_of_files_are_printed_as_they_are(name: str, dataset_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(dataset_folder, tmp_path / name))
+    found = graphkd("data", "verify", folder)
+    assert (found.returncode, found.stdout.strip()) == (0, "no problems"), found.stderr
+    lost = graphkd("data", "info", folder / "lost")
+    assert lost.returncode == 1 and "is no dataset" in lost.stderr and "Traceback" not in lost.stderr
+    assert (
+        name.encode(errors="surrogateescape").decode(errors="backslashreplace")[:9] in lost.stderr
+        or "udcff" in lost.stderr
+    )
+
+
+def test_relative_paths_are_shown_with_what_they_are_relative_to(tmp_path: Path) -> None:
+    lost = graphkd("data", "info", "data/lost", folder=tmp_path)
+    assert f"{tmp_path}/data/lost (data/lost in {tmp_path}) is no dataset" in lost.stderr
+
+
+def test_commands_that_messages_name_exist() -> None:
+    from typer.main import get_command
+
+    from pipeline.cli.main import app
+
+    groups = {name: set(getattr(each, "commands", {})) for name, each in get_command(app).commands.items()}  # type: ignore[attr-defined]
+    root = Path(__file__).parents[3]
+    sources = [path for package in ("graphkd", "pipeline", "cluster") for path in (root / package).rglob("*.py")]
+    named = {match for path in sources for match in re.findall(r"graphkd ([a-z]+) ?([a-z-]*)", path.read_text())}
+    assert ("data", "index") in named and ("cache", "build") in named
+    wrong = [(first, second) for first, second in named if second and groups.get(first) and second not in groups[first]]
+    assert not wrong
+    assert {"train", "data", "cache", "jobs", "submit"} <= {first for first, _ in named} & set(groups)

@@ -146,3 +146,52 @@ def test_damaged_files_are_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.pkl").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model\.pkl"):
         read_checkpoint(tmp_path / "model.pkl")
+
+
+class Kind:
+    """A type of array that only a hostile file has."""
+
+    def __init__(self, *reduced: Any) -> None:
+        self.reduced = reduced
+
+    def __reduce__(self) -> Any:
+        return self.reduced
+
+
+def crafted(kind: Kind) -> bytes:
+    build = np.zeros(1).__reduce__()[0]
+    array = Kind(build, (np.ndarray, (0,), b"b"), (1, (4,), kind, False, b"\0" * 32))
+    return pickle.dumps({"model": {"a": array}})
+
+
+@pytest.mark.parametrize("kind", ["V8", "O", "U4", "S3", "M8[s]", "c16", "f8,f8", "?", "V99999999999"])
+def test_arrays_of_anything_but_numbers_are_refused(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "model.pkl").write_bytes(crafted(Kind(np.dtype, (kind, False, True))))
+    with pytest.raises(CheckpointError, match="only numbers are loaded"):
+        read_checkpoint(tmp_path / "model.pkl")
+
+
+def test_a_type_with_fields_in_its_state_is_refused(tmp_path: Path) -> None:
+    fields = ("<", None, ("a",), {"a": (np.dtype("f8"), 10**9)}, 8, 1, 0)
+
+    kind = Kind(np.dtype, ("f8", False, True), (3, *fields))
+    (tmp_path / "model.pkl").write_bytes(crafted(kind))
+    with pytest.raises(CheckpointError, match="array with fields"):
+        read_checkpoint(tmp_path / "model.pkl")
+
+
+def test_ordered_dicts_and_other_objects_are_refused(tmp_path: Path) -> None:
+    from collections import OrderedDict
+
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(OrderedDict(a=np.zeros(3))))
+    with pytest.raises(CheckpointError, match=r"asks for collections\.OrderedDict"):
+        read_checkpoint(tmp_path / "model.pkl")
+
+
+@pytest.mark.parametrize("kind", ["<f4", ">f4", "<f8", "<i8", "|u1", "<f2"])
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_arrays_of_numbers_come_back_as_they_were(kind: str, protocol: int, tmp_path: Path) -> None:
+    values = np.asfortranarray(np.arange(12).reshape(3, 4).astype(kind))
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps({"model": {"a": values, "n": 3}}, protocol=protocol))
+    found = read_checkpoint(tmp_path / "model.pkl")["a"]
+    assert np.array_equal(found.numpy(), values)

@@ -132,3 +132,10 @@ def test_what_exporters_write_is_read(tmp_path: Path) -> None:
     found = load_coco(path)
     assert [category.name for category in found.categories] == list(NAMES)
     assert boxes_of(check_coco(found, path)) == BOXES
+
+
+def test_a_page_of_200_000_boxes_is_refused(tmp_path: Path) -> None:
+    coco = content()
+    coco["annotations"] = [{**coco["annotations"][0], "id": number} for number in range(200_000)]
+    with pytest.raises(DataError, match="image id 1 has 200000 regions, more than 10000"):
+        checked(tmp_path, coco)

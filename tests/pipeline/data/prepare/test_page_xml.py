@@ -32,6 +32,14 @@ def page_xml(regions: str, *, image: str = "page.png", size: str = "100", namesp
     return f'<?xml version="1.0" encoding="UTF-8"?><PcGts xmlns="{namespace}"><Metadata/>{page}</PcGts>'
 
 
+PAGE_2009 = (
+    f'<pcGts xmlns="{NAMESPACE_2009}"><page image_filename="page.png" image_width="100" image_height="120">'
+    '<text_region id="r0"><coords><point x="10" y="10"/><point x="90" y="10"/><point x="90" y="50"/></coords>'
+    '</text_region><separator_region id="r1"><coords><point x="80" y="60"/><point x="84" y="60"/>'
+    '<point x="84" y="110"/></coords></separator_region></page></pcGts>'
+)
+
+
 class Folder:
     """A folder of XML files and one of images, and its conversion."""
 
@@ -155,7 +163,6 @@ def test_image_is_found_by_name_or_stem(folder: Folder, named: str, xml_name: st
         (page_xml("", size="0"), "imageWidth '0'"),
         (page_xml("", size="wide"), "imageWidth 'wide'"),
         (page_xml("", size="9" * 5000), "imageWidth '999"),
-        (page_xml('<TextRegion id="r7"/>'), "TextRegion r7 has no Coords"),
         (page_xml(region("TextRegion", "1,2 3,4 5")), "not two numbers"),
         (page_xml(region("TextRegion", "1,2 3,four 5,6")), "not two numbers"),
         (page_xml(region("TextRegion", "1,2 3,nan 5,6")), "not finite"),
@@ -197,3 +204,21 @@ def test_what_is_converted_can_be_packed(folder: Folder, tmp_path: Path) -> None
     dataset = pack(folder.out, folder.images, tmp_path / "packed")
     assert [category.name for category in dataset.categories if category.text] == ["TextRegion"]
     assert [shard.samples for shard in dataset.shards] == [1]
+
+
+def test_the_names_of_2009_are_read(folder: Folder) -> None:
+    found = boxes(folder.add(PAGE_2009).convert())
+    assert found == [("TextRegion", [10, 10, 80, 40]), ("SeparatorRegion", [80, 60, 4, 50])]
+
+
+def test_alto_is_named(folder: Folder) -> None:
+    alto = '<alto xmlns="http://www.loc.gov/standards/alto/ns-v4#"><Layout><Page WIDTH="1" HEIGHT="1"/></Layout></alto>'
+    with pytest.raises(DataError, match=r"page\.xml is ALTO, not PAGE XML"):
+        folder.add(alto).convert()
+
+
+def test_regions_without_coordinates_are_skipped_and_counted(folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = folder.add(page_xml('<TextRegion id="r"/>' + region("TextRegion", SQUARE))).convert()
+    assert len(found["annotations"]) == 1
+    assert "skipped 1 regions without coordinates" in caplog.text

@@ -207,6 +207,25 @@ def test_a_copy_that_does_not_fit_its_checksum_is_not_kept(
     assert not list((tmp_path / "cache").glob("*/.*.tmp"))
 
 
+@pytest.mark.e2e
+@pytest.mark.parametrize("fault", ["drip", "endless"])
+@pytest.mark.parametrize("name", ["dataset.json", SHARD])
+def test_endless_and_dripping_answers_end_in_one_line(
+    files: Files, fault: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.data.storage.http.MAX_FILE_BYTES", 4 << 20)
+    quick = StorageConfig(attempts=2, timeout_s=0.5)
+    if name == SHARD:
+        dataset = PackedDataset(files.url, quick)
+        sample = dataset.sample(1)
+    files.faults[name] = [fault] * 9
+    begin = time.monotonic()
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        PackedDataset(files.url, quick) if name != SHARD else dataset.image(sample)
+    assert "\n" not in str(caught.value) and time.monotonic() - begin < 20
+    files.faults[name] = []
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate"])
 def test_a_damaged_copy_is_replaced(dataset_folder: Path, files: Files, tmp_path: Path, damage: str) -> None:
     storage = QUICK.model_copy(update={"cache": tmp_path / "cache"})
