@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import resolve
+from cluster.site import load_site
+from graphkd.errors import ConfigError, UserError
+from pipeline.config import load_config, resolve
 from pipeline.context import RunContext
 from pipeline.core.errors import DataError
 from pipeline.data.prepare.coco import Category, check_coco, load_coco
 from pipeline.data.prepare.text_classes import categories_with_text
+from pipeline.data.storage.base import StorageConfig
 from pipeline.evaluate.coco_ap import score_files
 from pipeline.train.run import train_run
+from tests.support.fuzz import read_dataset
 from tests.support.runs import build_here, small_run
+from tests.support.servers import served_files
 
 pytestmark = pytest.mark.fuzz
 
@@ -48,7 +56,16 @@ def folders(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     )
     build_here(resolve(content, "student"))
     (root / "built" / "student.yaml").write_text(yaml.safe_dump(content))
-    return {"dataset": dataset_folder, "cache": root / "built", "checkpoint": teacher.folder / "checkpoints"}
+    (root / "weights").mkdir()
+    arrays = {"conv.weight": np.ones((2, 3), "f4"), "n": np.arange(4), "scalar": np.float64(2)}
+    for protocol in (0, 2, 4):
+        (root / "weights" / f"{protocol}.pkl").write_bytes(pickle.dumps({"model": arrays}, protocol=protocol))
+    return {
+        "dataset": dataset_folder,
+        "cache": root / "built",
+        "checkpoint": teacher.folder / "checkpoints",
+        "pickle": root / "weights",
+    }
 
 
 @pytest.mark.parametrize(
@@ -61,6 +78,7 @@ def folders(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         ("cache", "cache/*.arrow", 150),
         ("cache", "cache/*.safetensors", 60),
         ("checkpoint", "*/*", 40),
+        ("pickle", "*.pkl", 600),
     ],
 )
 def test_flipped_bits_change_no_result(reader: str, pattern: str, flips: int, folders: dict[str, Path]) -> None:
@@ -150,3 +168,61 @@ def test_hostile_names_of_classes_are_flagged_or_asked_for(names: list[str]) -> 
         assert isinstance(error, DataError) or "surrogates" in str(error)
     else:
         assert [each.name for each in found] == names
+
+
+CONFIG = (ROOT / "configs" / "quickstart" / "base.yaml").read_text() + "name: run\n"
+SITE = (ROOT / "configs" / "sites" / "gpu-cluster.yaml").read_text()
+YAML_PIECES = st.sampled_from(
+    [
+        "&a [",
+        "*a",
+        "!!python/object:os.system",
+        "<<: *a",
+        "{",
+        "}",
+        "- ",
+        ": ",
+        "|\n",
+        "\t",
+        "\x00",
+        "1e999",
+        ".nan",
+        "~",
+    ]
+) | st.text(max_size=6)
+
+
+@QUICK
+@given(
+    text=st.sampled_from([CONFIG, SITE]),
+    places=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 20), YAML_PIECES), min_size=1, max_size=4),
+)
+def test_mangled_configs_and_sites_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, text: str, places: list[tuple[int, int, str]]
+) -> None:
+    for start, length, piece in places:
+        text = text[:start] + piece + text[start + length :]
+    path = tmp_path_factory.mktemp("yaml") / "a.yaml"
+    path.write_bytes(text.encode(errors="surrogatepass"))
+    for read in (load_config, load_site):
+        with suppress(ConfigError):
+            read(path)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_server_of_random_faults_gives_the_same_pages_or_one_line(dataset_folder: Path, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    names = [path.name for path in sorted(dataset_folder.iterdir())]
+    expected = read_dataset(dataset_folder)
+    with served_files(dataset_folder) as files:
+        files.stall_s = 0.6
+        for name in names:
+            files.faults[name] = random.choice(
+                ["drop", "stall", "503", "429", "whole", "404"], random.integers(4)
+            ).tolist()
+        try:
+            found = read_dataset(files.url, StorageConfig(attempts=3, timeout_s=0.3))
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            assert found == expected

@@ -7,7 +7,9 @@ builds arrays with by ones that check type, shape and size, and refuses every ot
 from __future__ import annotations
 
 import codecs
+import io
 import pickle
+import pickletools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,6 +46,7 @@ CAFFE2: list[tuple[str, str]] = [
     (r"cls_score_([wb])", r"roi_heads.box_predictor.cls_score.\1"),
     (r"bbox_pred_([wb])", r"roi_heads.box_predictor.bbox_pred.\1"),
 ]
+REFUSED = {"BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "INST", "OBJ"}
 NUMERIC = re.compile(r"[<>=|]?[fiu][1248]")
 BRANCHES = {"conva": "conv1", "convb": "conv2", "convc": "conv3"}
 
@@ -148,7 +151,16 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _load_arrays(file: IO[bytes]) -> Any:
-    return _ArraysOnly(file, encoding="latin1").load()
+    content = file.read()
+    _check_operations(content)
+    return _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
+
+
+def _check_operations(content: bytes) -> None:
+    """Raise UnpicklingError for operations that arrays do not need, or that reserve memory which the file lacks."""
+    for count, (operation, argument, _) in enumerate(pickletools.genops(content)):
+        if operation.name in REFUSED or (operation.name.endswith("PUT") and int(argument or 0) > count):
+            raise pickle.UnpicklingError(f"it has the operation {operation.name}, which no pickle of arrays needs")
 
 
 def _rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

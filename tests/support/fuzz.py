@@ -22,11 +22,11 @@ Reader = Callable[[Path], str]
 """Reads everything in a folder and returns a digest of the result."""
 
 
-def read_dataset(folder: Path) -> str:
+def read_dataset(folder: Path | str, storage: Any = None) -> str:
     """Boxes, classes, names and pixels of every page."""
     from pipeline.data.format.dataset import PackedDataset
 
-    dataset, digest = PackedDataset(folder), sha256()
+    dataset, digest = PackedDataset(folder, storage), sha256()
     digest.update(
         json.dumps([[entry.model_dump() for entry in dataset.class_entries], dataset.identity, len(dataset)]).encode()
     )
@@ -73,7 +73,21 @@ def read_checkpoint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-READERS: dict[str, Reader] = {"dataset": read_dataset, "cache": read_cache, "checkpoint": read_checkpoint}
+def read_pickle(folder: Path) -> str:
+    """Weights of another program, which nothing vouches for: only crashes and other errors count."""
+    from pipeline.detectron2.checkpoint import read_checkpoint as read_weights
+
+    for path in sorted(folder.glob("*.pkl")):
+        assert all(values.dtype.is_floating_point or values.numel() >= 0 for values in read_weights(path).values())
+    return "read"
+
+
+READERS: dict[str, Reader] = {
+    "dataset": read_dataset,
+    "cache": read_cache,
+    "checkpoint": read_checkpoint,
+    "pickle": read_pickle,
+}
 
 
 def broken_rules(reader: Reader, folder: Path, pattern: str, flips: int, seed: int) -> Iterator[dict[str, Any]]:
