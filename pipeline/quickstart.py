@@ -13,6 +13,7 @@ from pipeline.config import RunConfig, load_config
 from pipeline.context import RunContext
 from pipeline.core.errors import OutputError
 from pipeline.core.files import ensure_owned_dir, write_json
+from pipeline.core.locks import checked_lock, file_lock
 from pipeline.core.progress import ProgressBar, phased_progress
 from pipeline.core.ray_session import ray_session
 from pipeline.data.prepare.pack import pack
@@ -21,7 +22,7 @@ from pipeline.report.runs import load_run
 from pipeline.synth import write_pages
 from pipeline.train.run import evaluate_run, train_run
 
-MARKER = "quickstart.json"
+MARKER, LOCK = "quickstart.json", ".claim.lock"
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "quickstart"  # beside this package, also when installed
 
 
@@ -68,7 +69,11 @@ def quickstart(out: Path, size: str, seed: int, bar: ProgressBar) -> dict[str, A
 
 
 def _claim(out: Path, size: str, seed: int) -> None:
-    ensure_owned_dir(out, MARKER, "quickstart")
+    with checked_lock(lambda: ensure_owned_dir(out, MARKER, "quickstart"), file_lock(out / LOCK)):
+        _store_marker(out, size, seed)
+
+
+def _store_marker(out: Path, size: str, seed: int) -> None:
     path, content = out / MARKER, {"size": size, "seed": seed}
     if path.exists() and json.loads(path.read_text()) != content:
         raise OutputError(f"{out} holds a quickstart of {path.read_text().strip()}; give another --out, or delete it")

@@ -31,7 +31,7 @@ from pipeline.config import TeacherConfig
 from pipeline.context import RunContext
 from pipeline.core.errors import CacheError, OutputError
 from pipeline.core.files import sha256_file, stale_temp_files, write_json
-from pipeline.core.locks import file_lock
+from pipeline.core.locks import checked_lock, file_lock
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.storage.local import LocalStore
 from pipeline.teacher.identity import Identity, check_identity
@@ -102,7 +102,7 @@ def build_cache(
         if (folder / STATISTICS_FILE).exists():
             _ = context.statistics  # verifies them
             return description
-    with file_lock(folder / CLAIM_LOCK):
+    with checked_lock(lambda: check_ownership(folder, identity), file_lock(folder / CLAIM_LOCK)):
         _claim(folder, identity)
     with builders as ready:
         ready.statistics(_phase(progress, "statistics"))

@@ -17,7 +17,7 @@ from pipeline.config import RunConfig, load_config
 from pipeline.core.errors import NoLocksError, OutputError
 from pipeline.core.files import ensure_owned_dir, stale_temp_files, write_atomic
 from pipeline.core.jsonl import append_jsonl
-from pipeline.core.locks import file_lock
+from pipeline.core.locks import checked_lock, file_lock
 from pipeline.core.run_paths import CHECKPOINTS, CONFIG, CONFIG_CHANGES, LOCK, METRICS, WRITTEN_BY_JOBS, step_folders
 
 log = logging.getLogger(__name__)
@@ -58,8 +58,9 @@ def open_run_folder(config: RunConfig, allow_changes: bool = False) -> None:
         OutputError: if the folder holds something else, cannot be written, is being trained, or belongs to a run with
             another config, naming the differences; ``allow_changes`` accepts those and records them.
     """
-    ensure_owned_dir(config.folder, CONFIG, "run", also=WRITTEN_BY_JOBS)
-    with run_lock(config.folder):
+    with checked_lock(
+        lambda: ensure_owned_dir(config.folder, CONFIG, "run", also=WRITTEN_BY_JOBS), run_lock(config.folder)
+    ):
         _store_config(config, allow_changes)
 
 

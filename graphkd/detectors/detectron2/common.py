@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from detectron2.structures import Boxes, Instances
+import torch
+from detectron2.modeling.matcher import Matcher
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
 from graphkd.batch import Features, Targets
-from graphkd.detectors.common import page_mask
+from graphkd.detectors.common import MAX_ROWS, best_overlaps, page_mask
 from graphkd.detectors.protocol import DetectorModule, DetectorSpec
 
 
@@ -57,3 +59,22 @@ def instances(features: Features, targets: Targets) -> list[Instances]:
     """Ground truth in detectron2's format."""
     pages = zip(features.image_sizes, targets.boxes, targets.classes, strict=True)
     return [Instances(size, gt_boxes=Boxes(boxes), gt_classes=classes) for size, boxes, classes in pages]
+
+
+def match_anchors(matcher: Matcher, boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what ``matcher(pairwise_iou(boxes, anchors))`` does, in bounded memory: matches and labels [A]."""
+    if len(boxes) <= MAX_ROWS:
+        matches, labels = matcher(pairwise_iou(Boxes(boxes), Boxes(anchors)))
+        return matches, labels
+    best, matches, wanted = best_overlaps(boxes, anchors, lambda some, others: pairwise_iou(Boxes(some), Boxes(others)))
+    labels = torch.ones_like(matches, dtype=torch.int8)
+    for label, low, high in zip(matcher.labels, matcher.thresholds[:-1], matcher.thresholds[1:], strict=True):
+        labels[(best >= low) & (best < high)] = label
+    if matcher.allow_low_quality_matches:
+        labels[wanted] = 1
+    return matches, labels
+
+
+def matched_boxes(boxes: Tensor, matches: Tensor, anchors: Tensor) -> Tensor:
+    """Box of each anchor's match, [A, 4]; zeros without boxes."""
+    return boxes[matches] if len(boxes) else torch.zeros_like(anchors)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from graphkd.batch import Detections, Features, Proposals, RegionPredictions, Targets
 from graphkd.detectors.common import to_float32
 from graphkd.detectors.config import DetectorConfig
-from graphkd.detectors.detectron2.common import Detectron2Detector, instances
+from graphkd.detectors.detectron2.common import Detectron2Detector, instances, match_anchors, matched_boxes
 from graphkd.detectors.detectron2.model import build_rcnn
 from graphkd.detectors.protocol import DetectorSpec
 from graphkd.detectors.sampling import SeededSampler
@@ -44,7 +44,6 @@ class Detectron2FasterRCNN(Detectron2Detector):
         self._anchor_sampler = SeededSampler(config.rpn_batch, 0.5, salt=0)
         self._region_sampler = SeededSampler(config.roi_batch, config.roi_positive_fraction, salt=1)
         self._seeds: Iterator[int] = iter(())
-        self.model.proposal_generator._subsample_labels = self._sample_anchors
         self.model.roi_heads._sample_proposals = self._sample_regions
 
     def propose_and_losses(self, features: Features, targets: Targets) -> tuple[Proposals, dict[str, Tensor]]:
@@ -126,7 +125,7 @@ class Detectron2FasterRCNN(Detectron2Detector):
         seeds: list[int],
     ) -> dict[str, Tensor]:
         rpn, self._seeds = self.model.proposal_generator, iter(seeds)
-        labels, matched = rpn.label_and_sample_anchors(anchors, ground_truth)
+        labels, matched = self._anchor_targets(Boxes.cat(anchors).tensor, ground_truth)
         losses = []
         for page in range(len(ground_truth)):
             page_logits, page_deltas = ([level[page : page + 1] for level in part] for part in (logits, deltas))
@@ -135,6 +134,16 @@ class Detectron2FasterRCNN(Detectron2Detector):
             "loss_objectness": torch.stack([page["loss_rpn_cls"] for page in losses]),
             "loss_rpn_box": torch.stack([page["loss_rpn_loc"] for page in losses]),
         }
+
+    def _anchor_targets(self, anchors: Tensor, ground_truth: list[Instances]) -> tuple[list[Tensor], list[Tensor]]:
+        """Like ``RPN.label_and_sample_anchors``, in bounded memory: sampled labels [A] and matched boxes [A, 4]."""
+        labels, boxes = [], []
+        for page in ground_truth:
+            truth = page.gt_boxes.tensor
+            matches, fit = match_anchors(self.model.proposal_generator.anchor_matcher, truth, anchors)
+            labels.append(self._sample_anchors(fit))
+            boxes.append(matched_boxes(truth, matches, anchors))
+        return labels, boxes
 
     def _region_losses(
         self, features: Features, proposals: list[Instances], ground_truth: list[Instances], seeds: list[int]

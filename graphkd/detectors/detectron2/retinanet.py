@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from detectron2.layers import batched_nms
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from graphkd.batch import Detections, Features, Proposals, Targets
 from graphkd.detectors.common import to_float32
 from graphkd.detectors.config import DetectorConfig
-from graphkd.detectors.detectron2.common import Detectron2Detector, instances
+from graphkd.detectors.detectron2.common import Detectron2Detector, instances, match_anchors, matched_boxes
 from graphkd.detectors.detectron2.model import build_retinanet
 from graphkd.detectors.protocol import DetectorSpec
 
@@ -47,7 +47,7 @@ class Detectron2RetinaNet(Detectron2Detector):
         """Return proposals and the focal and box losses, each [B] and normalised by the page's foreground anchors."""
         anchors, logits, deltas = self._heads(features)
         with EventStorage():  # required by detectron2's losses
-            labels, boxes = self.model.label_anchors(anchors, instances(features, targets))
+            labels, boxes = self._anchor_targets(Boxes.cat(anchors).tensor, instances(features, targets))
             losses = [
                 self.model.losses(anchors, _page(logits, page), [labels[page]], _page(deltas, page), [boxes[page]])
                 for page in range(len(labels))
@@ -88,6 +88,18 @@ class Detectron2RetinaNet(Detectron2Detector):
         outputs = [to_float32(part) for part in self.model.head(maps)]
         logits, deltas = self.model._transpose_dense_predictions(outputs, [self.spec.num_classes, 4])
         return self.model.anchor_generator(maps), logits, deltas
+
+    @torch.no_grad()
+    def _anchor_targets(self, anchors: Tensor, ground_truth: list[Instances]) -> tuple[list[Tensor], list[Tensor]]:
+        """Like ``RetinaNet.label_anchors``, in bounded memory: classes [A], K for background, and boxes [A, 4]."""
+        labels, boxes = [], []
+        for page in ground_truth:
+            truth = page.gt_boxes.tensor
+            matches, fit = match_anchors(self.model.anchor_matcher, truth, anchors)
+            classes = page.gt_classes[matches] if len(truth) else torch.full_like(matches, self.spec.num_classes)
+            labels.append(classes.masked_fill(fit == 0, self.spec.num_classes).masked_fill(fit == -1, -1))
+            boxes.append(matched_boxes(truth, matches, anchors))
+        return labels, boxes
 
     @torch.no_grad()
     def _proposals(

@@ -39,4 +39,18 @@ def test_memory_does_not_grow_with_regions(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(matching, "box_iou", recorded)
     matching.match_anchors(Matcher(0.7, 0.3, True), boxes(1000, 4, rounded=False), boxes(5000, 3, rounded=False))
-    assert sum(rows) == 1000 and max(rows) == matching.MAX_ROWS == 32
+    assert sum(rows) == 1000 and max(rows) == 32
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("count", [0, 1, 33, 100])
+def test_detectron2s_matcher_gives_the_same_in_bounded_memory(count: int) -> None:
+    from detectron2.modeling.matcher import Matcher as Detectron2Matcher
+    from detectron2.structures import Boxes, pairwise_iou
+
+    from graphkd.detectors.detectron2.common import match_anchors as match
+
+    for labels in ([0.3, 0.7], [0, -1, 1], True), ([0.4, 0.5], [0, -1, 1], False):
+        matcher, truth, anchors = Detectron2Matcher(*labels), boxes(count, 1, True), boxes(4000, 2, True)
+        found, expected = match(matcher, truth, anchors), matcher(pairwise_iou(Boxes(truth), Boxes(anchors)))
+        assert all(torch.equal(own, theirs) for own, theirs in zip(found, expected, strict=True))
