@@ -57,10 +57,12 @@ def first_batch(folder: Path, step: int, workers: int) -> dict[str, float]:
     from pipeline.data.format.dataset import PackedDataset
     from pipeline.data.loading.augmentation import NEW_VIEW_EVERY_EPOCH, AugmentationConfig
     from pipeline.data.loading.batches import TrainBatches
-    from pipeline.data.loading.loader import PageDataset, page_loader
+    from pipeline.data.loading.loader import PageDataset, page_loader, start_fork_server
     from pipeline.data.loading.order import CanonicalOrder
 
     begin = time.perf_counter()
+    if workers:
+        start_fork_server()
     dataset = PackedDataset(folder)
     opened = time.perf_counter()
     order = CanonicalOrder(dataset.shard_sizes, 0, BATCH)

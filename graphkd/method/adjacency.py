@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 MAX_TABLE_BYTES = 1 << 22  # 16 pages of 64 nodes
+UNBOUNDED_NODES, MAX_CANDIDATES = 64, 32
 
 
 def adjacency(
@@ -35,7 +36,8 @@ def adjacency(
     pairs = all_pairs(valid)
     gaps = box_gaps(boxes).masked_fill(~pairs, torch.inf)
     close = gaps <= gap * _median_height(boxes, valid)[:, None, None]
-    return (close | _nearest(gaps, nearest)) & pairs & in_sight(boxes, valid, sight_margin)
+    candidates = (close | _nearest(gaps, nearest)) & pairs
+    return _in_sight(boxes, valid, candidates, gaps, sight_margin)
 
 
 def all_pairs(valid: Tensor) -> Tensor:
@@ -51,37 +53,70 @@ def box_gaps(boxes: Tensor) -> Tensor:
     return (low - high).clamp(min=0).square().sum(dim=-1).sqrt()
 
 
-def in_sight(boxes: Tensor, valid: Tensor, margin: float) -> Tensor:
-    """Whether no third box is between two: [B, N, 4], [B, N] -> bool [B, N, N]."""
-    first = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
-    second = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
-    low, high = torch.minimum(first, second), torch.maximum(first, second)
-    cut = margin * (high - low)
-    low, high = low + cut, high - cut
-    return ~_meets_third(low, high, boxes, valid)
+def _in_sight(boxes: Tensor, valid: Tensor, candidates: Tensor, gaps: Tensor, margin: float) -> Tensor:
+    """Candidate pairs with no third box between them: bool [B, N, N].
+
+    On pages of more than ``UNBOUNDED_NODES`` nodes, only the ``MAX_CANDIDATES`` nearest candidates of each node are
+    looked at, the first of equally near ones; a pair counts if either node is among the other's. Time then grows with
+    the square of N, not with its cube.
+    """
+    nodes = valid.shape[1]
+    if nodes <= UNBOUNDED_NODES:
+        everyone = torch.arange(nodes, device=boxes.device).expand(1, 1, nodes)
+        return candidates & ~_meets_third(boxes, valid, everyone, boxes[:, None], margin)
+    order = gaps.masked_fill(~candidates, torch.inf).argsort(dim=-1, stable=True)[..., :MAX_CANDIDATES]
+    seen = candidates.gather(-1, order) & ~_meets_third(boxes, valid, order, _take(boxes, order), margin)
+    edges = torch.zeros_like(candidates).scatter(-1, order, seen)
+    return edges | edges.transpose(1, 2)
 
 
-def _meets_third(low: Tensor, high: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
-    """Whether the rectangle [low, high] of (i, j), float [B, N, N, 2] each, intersects a valid box other than i and j.
+def _meets_third(boxes: Tensor, valid: Tensor, partners: Tensor, partner_boxes: Tensor, margin: float) -> Tensor:
+    """Whether the rectangle between a node and its partner intersects a valid box other than the two.
 
-    Time is cubic in N. Memory is bounded: rows are processed in parts of at most ``MAX_TABLE_BYTES``.
+    Args:
+        boxes: [B, N, 4].
+        valid: bool [B, N].
+        partners: node numbers, [B, N, K] or [1, 1, K] if all nodes have the same.
+        partner_boxes: their boxes, [B, N, K, 4] or [B, 1, K, 4].
+        margin: share of the rectangle that is cut off on each side.
+
+    Returns:
+        bool [B, N, K]. Memory is bounded: nodes are processed in parts of at most ``MAX_TABLE_BYTES``.
     """
     pages, nodes = valid.shape
-    size = max(1, MAX_TABLE_BYTES // max(1, pages * nodes * nodes))
-    others = ~torch.eye(nodes, dtype=torch.bool, device=boxes.device)
+    size = max(1, MAX_TABLE_BYTES // max(1, pages * partners.shape[-1] * nodes))
     left, top, right, bottom = boxes.transpose(1, 2).contiguous()[:, :, None, None, :].unbind(dim=1)
-    third = valid[:, None, None, :] & others[None, None]
-    rows = []
+    number = torch.arange(nodes, device=boxes.device)
+    parts = []
     for first in range(0, nodes, size):
         part = slice(first, first + size)
-        meets = low[:, part, :, 0, None] < right
-        meets &= high[:, part, :, 0, None] > left
-        meets &= low[:, part, :, 1, None] < bottom
-        meets &= high[:, part, :, 1, None] > top
-        meets &= third
-        meets &= others[None, part, None, :]
-        rows.append(meets.any(dim=-1))
-    return torch.cat(rows, dim=1) if rows else valid[:, :, None] & valid[:, None, :]
+        others = partners if partners.shape[1] == 1 else partners[:, part]
+        low, high = _between(
+            boxes[:, part, None], partner_boxes if partner_boxes.shape[1] == 1 else partner_boxes[:, part], margin
+        )
+        meets = low[..., 0, None] < right
+        meets &= high[..., 0, None] > left
+        meets &= low[..., 1, None] < bottom
+        meets &= high[..., 1, None] > top
+        meets &= valid[:, None, None, :] & (number[part, None] != number)[None, :, None, :]
+        meets &= others[..., None] != number
+        parts.append(meets.any(dim=-1))
+    return torch.cat(parts, dim=1) if parts else torch.zeros_like(valid)[..., None].expand(-1, -1, partners.shape[-1])
+
+
+def _take(boxes: Tensor, numbers: Tensor) -> Tensor:
+    """Boxes of nodes by number: [B, N, 4], [B, n, K] -> [B, n, K, 4]."""
+    flat = numbers.flatten(1)[..., None].expand(-1, -1, 4)
+    return boxes.gather(1, flat).view(*numbers.shape, 4)
+
+
+def _between(first: Tensor, second: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """Corners [..., 2] of the rectangle between two boxes, shrunk by ``margin`` of its extent on each side."""
+    starts = torch.maximum(first[..., :2], second[..., :2])
+    ends = torch.minimum(first[..., 2:], second[..., 2:])
+    low, high = torch.minimum(starts, ends), torch.maximum(starts, ends)
+    cut = margin * (high - low)
+    return low + cut, high - cut
 
 
 def _median_height(boxes: Tensor, valid: Tensor) -> Tensor:

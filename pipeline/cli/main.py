@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -22,6 +23,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# Before torch is imported: its idle threads sleep instead of spinning, which takes the cores of other processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 COMMANDS = ("quickstart", "data", "train", "cache", "evaluate", "report", "config", "weights")
 
 

@@ -14,6 +14,7 @@ from pipeline.core.distributed import World, torchrun_world
 from pipeline.core.errors import DataError
 from pipeline.core.files import write_json
 from pipeline.core.run_paths import CHECKPOINTS, EVALUATION, PREDICTIONS, step_folders
+from pipeline.data.loading.loader import start_fork_server
 from pipeline.data.loading.region_counts import count_regions, describe_losses
 from pipeline.evaluate.inference import evaluate
 from pipeline.models import best_checkpoint, load_detector
@@ -98,6 +99,8 @@ def train_run(
         allow_changes: accept a config that differs from the run's earlier one.
     """
     config = context.config
+    if config.engine.name == "local" and config.data.loader_workers:
+        start_fork_server()
     is_main = config.engine.name == "ray" or int(os.environ.get("RANK", "0")) == 0
     if is_main:
         prepare(context, allow_changes)

@@ -18,7 +18,7 @@ from pipeline.context import RunContext
 from pipeline.core.distributed import World
 from pipeline.core.run_paths import CHECKPOINTS
 from pipeline.data.loading.batches import TrainBatches
-from pipeline.data.loading.loader import PageDataset, limit_bad_samples, page_loader
+from pipeline.data.loading.loader import PageDataset, limit_bad_samples, page_loader, start_fork_server
 from pipeline.data.loading.order import CanonicalOrder, check_batch_size
 from pipeline.data.loading.resume_state import DataState
 from pipeline.runs.attempts import AttemptRecorder
@@ -51,6 +51,8 @@ def run_worker(context: RunContext, world: World, preemption_imminent: Callable[
             checkpoint is due now.
     """
     folder = context.config.folder
+    if context.config.data.loader_workers:
+        start_fork_server()
     with run_lock(folder) if world.is_main else nullcontext(), log_to_file(folder, world):
         world.all_gather_object(None)  # no rank reads checkpoints while a killed start may still write one
         return _train(context, world, preemption_imminent)

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from multiprocessing import get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.context import BaseContext
 
 import numpy as np
@@ -180,6 +180,15 @@ def _forkserver_context() -> BaseContext:
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
+
+
+def start_fork_server() -> None:
+    """Have the server that loader workers are forked from import what they need, while this process does other things.
+
+    It takes seconds, most of them for torch.
+    """
+    _forkserver_context()
+    forkserver.ensure_running()
 
 
 def _init_worker(_worker: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from graphkd.method import adjacency
 from graphkd.method.adjacency import box_gaps
 
 pytestmark = pytest.mark.method
+module = import_module("graphkd.method.adjacency")  # the function has its name
 
 
 def page(*boxes: tuple[float, float, float, float]) -> tuple[Tensor, Tensor]:
@@ -136,3 +139,41 @@ def test_padding_takes_no_part() -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_no_or_one_node_has_no_edge(count: int) -> None:
     assert not adjacency(torch.rand(2, count, 4), torch.ones(2, count, dtype=torch.bool)).any()
+
+
+def large_page(count: int, spread: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, validity, and the number of candidates of each node."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(1, count, 2, generator=generator) * spread
+    size = torch.rand(1, count, 2, generator=generator) * torch.tensor([80.0, 20.0]) + 10
+    boxes, valid = torch.cat([corner, corner + size], dim=-1), torch.rand(1, count, generator=generator) > 0.1
+    gaps = box_gaps(boxes).masked_fill(~module.all_pairs(valid), torch.inf)
+    near = gaps <= module._median_height(boxes, valid)[:, None, None]
+    return boxes, valid, (near | module._nearest(gaps, 2)).sum(dim=-1)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_large_page_has_the_edges_of_the_rule_where_the_bound_allows(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes, valid, candidates = large_page(100 + 7 * seed, 2500.0, seed)
+    assert candidates.max() <= module.MAX_CANDIDATES
+    bounded = adjacency(boxes, valid)
+    monkeypatch.setattr(module, "UNBOUNDED_NODES", 10**6)
+    assert torch.equal(bounded, adjacency(boxes, valid)) and bounded.any()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_crowded_page_looks_at_the_nearest_candidates_of_each_node(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes, valid, candidates = large_page(150, 60.0, seed)
+    assert candidates.max() > module.MAX_CANDIDATES
+    bounded = adjacency(boxes, valid)
+    monkeypatch.setattr(module, "UNBOUNDED_NODES", 10**6)
+    whole = adjacency(boxes, valid)
+    gaps = box_gaps(boxes).masked_fill(~module.all_pairs(valid), torch.inf)
+    order = gaps.argsort(dim=-1, stable=True)[..., : module.MAX_CANDIDATES]
+    nearest = torch.zeros_like(whole).scatter(-1, order, True)
+    assert torch.equal(bounded, bounded.transpose(1, 2))
+    assert torch.equal(bounded, whole & (nearest | nearest.transpose(1, 2)))
