@@ -35,8 +35,9 @@ test-fast: setup
 test: setup
 	$(PYTEST)
 
+# Each file in one process: Ray is started once for the tests of a file.
 test-kill: setup
-	$(BIN)/python -m pytest -m 'kill and not slow and not gpu and not slurm'
+	$(PYTEST) --dist loadfile -m 'kill and not slow and not gpu and not slurm'
 
 test-fuzz: setup
 	$(BIN)/python -m pytest -m 'fuzz and not slow'

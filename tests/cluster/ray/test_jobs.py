@@ -137,6 +137,7 @@ def test_no_cluster_is_one_line(dataset_folder: Path, tmp_path: Path) -> None:
     assert done.stderr.strip().splitlines()[-1].startswith("error: no Ray cluster answers at http://127.0.0.2:9")
 
 
+@pytest.mark.slow
 def test_plain_ray_job_submit_does_the_same(cluster: str, dataset_folder: Path, tmp_path: Path) -> None:
     config, path = configured(tmp_path, dataset_folder, "plain", 4)
     command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", cluster]

@@ -256,7 +256,9 @@ def builders_of(session: int) -> list[int]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("victim", ["builder", "driver", "all"])
+@pytest.mark.parametrize(
+    "victim", [*(pytest.param(one, marks=pytest.mark.slow) for one in ("builder", "driver")), "all"]
+)
 def test_a_ray_build_survives_its_builders_and_resumes_after_its_driver(
     victim: str, student_of: StudentOf, unkilled: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -29,7 +29,6 @@ pytestmark = [pytest.mark.kill, pytest.mark.ray]
 
 STAGES = [
     ("step", 3, True),
-    ("rename", 2, True),
     *[
         pytest.param(stage, marks=pytest.mark.slow)
         for stage in (
@@ -153,7 +152,7 @@ def kill_everything(run: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.parametrize(
     "kill",
-    [kill_driver, kill_head, pytest.param(kill_everything, marks=pytest.mark.slow)],
+    [kill_head, *(pytest.param(kill, marks=pytest.mark.slow) for kill in (kill_driver, kill_everything))],
     ids=lambda kill: kill.__name__[5:],
 )
 def test_a_killed_driver_or_cluster_loses_nothing(
@@ -196,7 +195,8 @@ def test_what_ray_wrote_itself_decides_nothing(
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)]
+    "number",
+    [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGUSR2))],
 )
 def test_a_signal_to_the_driver_ends_its_workers_with_a_checkpoint(
     number: signal.Signals, root: Path, dataset_folder: Path, unkilled: Outcome, tmp_path: Path
