@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from graphkd.detectors.config import DetectorConfig
-from graphkd.nodes import NodePolicy
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.loading.augmentation import AugmentationConfig
 from pipeline.data.loading.region_counts import count_regions, describe_losses
+
+DEFAULT_NODES = 64  # of graphkd.nodes.NodePolicy, which needs torch
 
 
 def summarize(location: str | Path, view: AugmentationConfig | None = None) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def summarize(location: str | Path, view: AugmentationConfig | None = None) -> d
     dataset = PackedDataset(location)
     counts = count_regions(dataset, view or AugmentationConfig())
     limit = DetectorConfig().detections_per_page
-    notes = describe_losses(counts, nodes=NodePolicy().count, detections=limit)
+    notes = describe_losses(counts, nodes=DEFAULT_NODES, detections=limit)
     notes += [f"packing {what} {count} regions" for what, count in dataset.description.repairs.items()]
     return {
         "pages": len(dataset),

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from graphkd.nodes import NodePolicy
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.loading.augmentation import AugmentationConfig
 from pipeline.data.loading.region_counts import count_regions, describe_losses
 from pipeline.data.prepare.pack import pack
-from pipeline.data.summary import summarize
+from pipeline.data.summary import DEFAULT_NODES, summarize
 from tests.support.pages import write_coco
 
 
@@ -47,6 +48,10 @@ def test_pages_with_more_regions_than_nodes_and_detections_are_said(lossy: Path)
     assert notes[2].startswith("5 of 6 pages have more regions than 3 nodes (teacher.nodes.count)")
     assert notes[3].startswith("5 of 6 pages have more regions than 3 detections that AP counts")
     assert len(notes) == 4
+
+
+def test_the_default_number_of_nodes_is_that_of_the_policy() -> None:
+    assert NodePolicy().count == DEFAULT_NODES
 
 
 def test_some_shards_stand_for_all(lossy: Path) -> None:
