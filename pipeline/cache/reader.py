@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline.cache.format import CachedShard, CacheJson, cache_schema
 from pipeline.cache.index import REMEDY, CacheEntry, CacheIndex, read_cache_index
 from pipeline.core.errors import CacheError
+from pipeline.data.format.index import map_file
 from pipeline.data.storage.base import ByteRange, Store
 from pipeline.data.storage.local import LocalStore
 
@@ -136,5 +136,4 @@ def check_file(store: LocalStore, shard: CachedShard) -> None:
 
 def _map(store: LocalStore, shard: CachedShard) -> pa.Buffer:
     check_file(store, shard)
-    with (store.folder / shard.name).open("rb") as file:
-        return pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    return map_file(store.folder / shard.name)

@@ -25,7 +25,7 @@ from pipeline.core.errors import DataError, OutputError
 from pipeline.core.files import sha256_file, write_atomic
 from pipeline.data.format.classes import ClassEntry, match_classes, unique_names
 from pipeline.data.format.images import DECODING_ERRORS, decode_rgb, open_image
-from pipeline.data.format.index import REMEDY, IndexRow, ShardIndex, parse_index
+from pipeline.data.format.index import REMEDY, IndexRow, ShardIndex, map_file, parse_index
 from pipeline.data.format.scan import index_bytes, scan_tar
 from pipeline.data.format.schema import (
     DATASET_FILE,
@@ -222,7 +222,7 @@ class PackedDataset:
         if not isinstance(self.store, LocalStore):
             content = pa.py_buffer(self.store.read(name))
         elif (self.store.folder / name).exists():
-            content = pa.memory_map(path).read_buffer()
+            content = map_file(self.store.folder / name)
         else:
             return _rebuild_index(self.store.folder / entry.name, entry)
         if entry.index_sha256 not in (None, sha256(content).hexdigest()):

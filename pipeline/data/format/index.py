@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,6 +106,13 @@ class ShardIndex:
     def _list(self, name: str, number: int) -> NDArray[Any]:
         values: NDArray[Any] = self._columns[name][number].values.to_numpy(zero_copy_only=False)
         return values
+
+
+def map_file(path: Path) -> pa.Buffer:
+    """A file's content, memory-mapped. Arrow's own mapping takes only names that are UTF-8."""
+    with path.open("rb") as file:
+        empty = path.stat().st_size == 0
+        return pa.py_buffer(b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def parse_index(source: Any, path: str, tar_bytes: int | None = None) -> ShardIndex:

@@ -18,6 +18,7 @@ from pipeline.core.errors import DataError
 from pipeline.core.files import atomic_path, fingerprint, sha256_file, write_json
 from pipeline.core.parallel import prefetch
 from pipeline.data.format.images import DECODING_ERRORS, SOURCE_FORMATS, decode_rgb, open_image, thumbnail, upright_size
+from pipeline.data.format.index import map_file
 from pipeline.data.format.scan import build_index
 from pipeline.data.format.schema import Shard, index_path
 from pipeline.data.prepare.coco import Page
@@ -79,8 +80,7 @@ def _written_before(task: ShardTask) -> Shard | None:
 
 def changed_images(tar: Path, images: Path) -> list[str]:
     """Names of the tar's images that differ in ``images`` from what was packed; missing ones do not count."""
-    with pa.memory_map(str(index_path(tar))) as source:
-        table = pa.ipc.open_file(source).read_all()
+    table = pa.ipc.open_file(map_file(index_path(tar))).read_all()
     if "source_digest" not in table.column_names:
         return []
     names, digests = (table.column(name).to_pylist() for name in ("file_name", "source_digest"))
