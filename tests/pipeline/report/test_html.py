@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.core.errors import DataError
-from pipeline.report.html import shown_samples, write_report
+from pipeline.report.html import _losses, shown_samples, write_report
 from pipeline.report.runs import load_run
 
 
@@ -124,3 +125,10 @@ def test_predictions_for_another_dataset_are_refused(make_run, dataset, tmp_path
     with pytest.raises(DataError, match="category id 99"):
         write_report([run], tmp_path / "report.html", dataset=dataset, graph=None)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_what_evaluation_does_not_see_is_said(make_run, dataset):
+    run = load_run(make_run("young"))
+    over = replace(run, evaluation={"detection_limit": 100, "pages_over_limit": 3})
+    (said,) = _losses(dataset, [run, over])
+    assert said.endswith("3 pages have more than 100 regions of one class, and AP counts no more detections of it.")
