@@ -56,7 +56,8 @@ def _add(counts: RegionCounts, index: ShardIndex, dataset: PackedDataset, view: 
     counts.pages += len(index)
     counts.per_page += np.bincount(page[~crowd], minlength=len(index)).tolist()
     for total, chosen in ((counts.regions, slice(None)), (counts.crowd, crowd), (counts.thin, thin)):
-        total.update(dataset.names_of(columns.category_ids[chosen]))
+        ids, numbers = np.unique(columns.category_ids[chosen], return_counts=True)
+        total.update(dict(zip(dataset.names_of(ids), numbers.tolist(), strict=True)))
 
 
 def _scales(sizes: NDArray[np.int64], view: AugmentationConfig) -> NDArray[np.float64]:
