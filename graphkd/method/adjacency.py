@@ -61,50 +61,50 @@ def _in_sight(boxes: Tensor, valid: Tensor, candidates: Tensor, gaps: Tensor, ma
     the square of N, not with its cube.
     """
     nodes = valid.shape[1]
+    own = torch.arange(nodes, device=boxes.device)
+    third = valid[:, None, None, :] & (own[:, None] != own)[None, :, None, :]
     if nodes <= UNBOUNDED_NODES:
-        everyone = torch.arange(nodes, device=boxes.device).expand(1, 1, nodes)
-        return candidates & ~_meets_third(boxes, valid, everyone, boxes[:, None], margin)
+        third = third & (own[:, None] != own)[None, None]
+        return candidates & ~meets_any(*_between(boxes[:, :, None], boxes[:, None], margin), boxes, third)
     order = gaps.masked_fill(~candidates, torch.inf).argsort(dim=-1, stable=True)[..., :MAX_CANDIDATES]
-    seen = candidates.gather(-1, order) & ~_meets_third(boxes, valid, order, _take(boxes, order), margin)
+    low, high = _between(boxes[:, :, None], take(boxes, order), margin)
+    seen = candidates.gather(-1, order) & ~meets_any(low, high, boxes, third, order)
     edges = torch.zeros_like(candidates).scatter(-1, order, seen)
     return edges | edges.transpose(1, 2)
 
 
-def _meets_third(boxes: Tensor, valid: Tensor, partners: Tensor, partner_boxes: Tensor, margin: float) -> Tensor:
-    """Whether the rectangle between a node and its partner intersects a valid box other than the two.
+def meets_any(low: Tensor, high: Tensor, boxes: Tensor, counted: Tensor, partners: Tensor | None = None) -> Tensor:
+    """Whether rectangles intersect one of the counted boxes of their page.
 
     Args:
-        boxes: [B, N, 4].
-        valid: bool [B, N].
-        partners: node numbers, [B, N, K] or [1, 1, K] if all nodes have the same.
-        partner_boxes: their boxes, [B, N, K, 4] or [B, 1, K, 4].
-        margin: share of the rectangle that is cut off on each side.
+        low: left and top of each rectangle, [B, N, K, 2].
+        high: right and bottom.
+        boxes: [B, M, 4].
+        counted: which boxes count for a rectangle; bool, broadcastable to [B, N, K, M].
+        partners: number of a box that does not count for each rectangle, [B, N, K]; None counts all.
 
     Returns:
-        bool [B, N, K]. Memory is bounded: nodes are processed in parts of at most ``MAX_TABLE_BYTES``.
+        bool [B, N, K]. Memory is bounded: rows are processed in parts of at most ``MAX_TABLE_BYTES``.
     """
-    pages, nodes = valid.shape
-    size = max(1, MAX_TABLE_BYTES // max(1, pages * partners.shape[-1] * nodes))
+    pages, rows, count, _ = low.shape
+    size = max(1, MAX_TABLE_BYTES // max(1, pages * count * boxes.shape[1]))
     left, top, right, bottom = boxes.transpose(1, 2).contiguous()[:, :, None, None, :].unbind(dim=1)
-    number = torch.arange(nodes, device=boxes.device)
+    number = torch.arange(boxes.shape[1], device=boxes.device)
     parts = []
-    for first in range(0, nodes, size):
+    for first in range(0, rows, size):
         part = slice(first, first + size)
-        others = partners if partners.shape[1] == 1 else partners[:, part]
-        low, high = _between(
-            boxes[:, part, None], partner_boxes if partner_boxes.shape[1] == 1 else partner_boxes[:, part], margin
-        )
-        meets = low[..., 0, None] < right
-        meets &= high[..., 0, None] > left
-        meets &= low[..., 1, None] < bottom
-        meets &= high[..., 1, None] > top
-        meets &= valid[:, None, None, :] & (number[part, None] != number)[None, :, None, :]
-        meets &= others[..., None] != number
+        meets = low[:, part, :, 0, None] < right
+        meets &= high[:, part, :, 0, None] > left
+        meets &= low[:, part, :, 1, None] < bottom
+        meets &= high[:, part, :, 1, None] > top
+        meets &= counted if counted.shape[1] == 1 else counted[:, part]
+        if partners is not None:
+            meets &= partners[:, part, :, None] != number
         parts.append(meets.any(dim=-1))
-    return torch.cat(parts, dim=1) if parts else torch.zeros_like(valid)[..., None].expand(-1, -1, partners.shape[-1])
+    return torch.cat(parts, dim=1) if parts else low.new_zeros(low.shape[:3], dtype=torch.bool)
 
 
-def _take(boxes: Tensor, numbers: Tensor) -> Tensor:
+def take(boxes: Tensor, numbers: Tensor) -> Tensor:
     """Boxes of nodes by number: [B, N, 4], [B, n, K] -> [B, n, K, 4]."""
     flat = numbers.flatten(1)[..., None].expand(-1, -1, 4)
     return boxes.gather(1, flat).view(*numbers.shape, 4)

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from graphkd.method.adjacency import UNBOUNDED_NODES, meets_any, take
+
+MAX_PARTNERS = 8  # that are looked at on pages of more than UNBOUNDED_NODES nodes
 ROUNDS = 6  # pages of 64 nodes need three or four; each round at least halves a chain of equal nodes
 
 
@@ -62,17 +65,70 @@ def _round(
 ) -> Tensor:
     own = torch.arange(cluster.shape[1], device=cluster.device)
     alive = text & (cluster == own)
-    member = (members(cluster) & text[:, None, :]).float()
     extent = cluster_boxes(cluster, boxes)
-    mergeable = _linked(member, adjacent) & alive[:, :, None] & alive[:, None, :] & (own[:, None] != own)
-    mergeable &= _same_column(extent) & _union_is_free(extent, boxes, other)
-    distance = _average_length(member, lengths).masked_fill(~mergeable, torch.inf)
-    shortest, partner = distance.min(dim=-1)
+    possible = alive[:, :, None] & alive[:, None, :] & (own[:, None] != own) & _same_column(extent)
+    if len(own) <= UNBOUNDED_NODES:
+        shortest, partner = _nearest(cluster, adjacent, lengths, text, extent, boxes, other, possible)
+    else:
+        shortest, partner = _nearest_of_many(cluster, adjacent, lengths, text, extent, boxes, other, possible)
     mutual = (partner.gather(1, partner) == own) & shortest.isfinite()
     absorbed = mutual & (partner < own)  # of each pair, the higher index joins the lower
     rank = shortest.masked_fill(~absorbed, torch.inf).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
     absorbed &= rank < (alive.sum(dim=1) - target)[:, None]
     return torch.where(absorbed, partner, own.expand_as(cluster)).gather(1, cluster)
+
+
+def _nearest(
+    cluster: Tensor,
+    adjacent: Tensor,
+    lengths: Tensor,
+    text: Tensor,
+    extent: Tensor,
+    boxes: Tensor,
+    other: Tensor,
+    possible: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Average length to the nearest cluster that each may merge with, inf without one, and its index: [B, N] each."""
+    member = (members(cluster) & text[:, None, :]).float()
+    mergeable = _linked(member, adjacent) & possible & _union_is_free(extent, boxes, other)
+    distance = _average_length(member, lengths).masked_fill(~mergeable, torch.inf)
+    nearest = distance.min(dim=-1)
+    return nearest.values, nearest.indices
+
+
+def _nearest_of_many(
+    cluster: Tensor,
+    adjacent: Tensor,
+    lengths: Tensor,
+    text: Tensor,
+    extent: Tensor,
+    boxes: Tensor,
+    other: Tensor,
+    possible: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """:func:`_nearest` in time quadratic in N, among the ``MAX_PARTNERS`` nearest clusters of each."""
+    both = text[:, :, None] & text[:, None, :]
+    links, total = (_sum_by_cluster((values * both).float(), cluster) for values in (adjacent, lengths))
+    size = torch.zeros_like(total[..., 0]).scatter_add(1, cluster, text.float())
+    average = total / (size[:, :, None] * size[:, None, :]).clamp(min=1)
+    distance = average.masked_fill(~(possible & (links > 0)), torch.inf)
+    order = distance.argsort(dim=-1, stable=True)[..., :MAX_PARTNERS]
+    partners = take(extent, order)
+    low = torch.minimum(extent[:, :, None, :2], partners[..., :2])
+    high = torch.maximum(extent[:, :, None, 2:], partners[..., 2:])
+    blocked = meets_any(low, high, boxes, other[:, None, None, :])
+    nearest = distance.gather(-1, order).masked_fill(blocked, torch.inf).min(dim=-1)
+    return nearest.values, order.gather(-1, nearest.indices[..., None])[..., 0]
+
+
+def _sum_by_cluster(values: Tensor, cluster: Tensor) -> Tensor:
+    """Sums over the members of each pair of clusters: [B, N, N], [B, N] -> [B, N, N]."""
+    pages, nodes = cluster.shape
+    index = (cluster + nodes * torch.arange(pages, device=cluster.device)[:, None]).flatten()
+    for _ in range(2):  # rows, then columns
+        flat = values.new_zeros(pages * nodes, nodes).index_add_(0, index, values.flatten(0, 1))
+        values = flat.view(pages, nodes, nodes).transpose(1, 2)
+    return values
 
 
 def members(cluster: Tensor) -> Tensor:
