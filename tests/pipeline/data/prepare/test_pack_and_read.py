@@ -360,6 +360,7 @@ def test_processes_write_the_same_bytes(coco_folder: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.ray
+@pytest.mark.slow  # verifying on Ray goes the same way
 def test_ray_writes_the_same_bytes(coco_folder: Path, tmp_path: Path) -> None:
     arguments = (coco_folder / "annotations.json", coco_folder / "images")
     one = pack(*arguments, tmp_path / "one", samples_per_shard=2, workers=1)
