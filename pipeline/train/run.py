@@ -29,7 +29,7 @@ from pipeline.train.signal_source import open_cache
 
 log = logging.getLogger(__name__)
 
-MAX_COUNTED_SHARDS = 256  # whose indexes are read at start-up to count regions
+MAX_COUNTED_SHARDS = 32  # whose indexes are read at start-up to count regions, each with a request if it is remote
 
 
 def prepare(context: RunContext, allow_changes: bool = False) -> None:
@@ -57,7 +57,7 @@ def _report_losses(context: RunContext) -> None:
     """Say once which regions are no targets or are changed. Raises DataError if no region is a target."""
     config = context.config
     counts = count_regions(context.dataset, config.data.view, MAX_COUNTED_SHARDS)
-    if counts.regions and not counts.targets:
+    if counts.regions and not counts.targets and counts.pages == len(context.dataset):
         raise DataError(
             f"none of the {counts.regions.total()} regions of {config.data.train} is a target: all are crowd; pack it "
             "again with --crowd-as-regions"
@@ -65,7 +65,7 @@ def _report_losses(context: RunContext) -> None:
     nodes = context.teacher.settings.nodes.count if context.distills else None
     notes = describe_losses(counts, nodes=nodes, detections=config.detector.detections_per_page)
     if notes:
-        log.warning("%s, %d pages: %s", config.data.train, counts.pages, "; ".join(notes))
+        log.warning("%s, %d of %d pages: %s", config.data.train, counts.pages, len(context.dataset), "; ".join(notes))
 
 
 def _check_categorizer(context: RunContext) -> None:

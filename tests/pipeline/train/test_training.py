@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from graphkd.errors import ConfigError, UserError
 from pipeline.config import RunConfig, ScheduleConfig, resolve
 from pipeline.context import RunContext
 from pipeline.core.distributed import World
-from pipeline.core.errors import CheckpointError, OutputError, TrainingError
+from pipeline.core.errors import CheckpointError, DataError, OutputError, TrainingError
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.runs.checkpoint import load_weights, newest_checkpoint
 from pipeline.runs.metrics import read_metrics
@@ -306,3 +309,24 @@ def test_training_starts_not_anew_where_no_checkpoint_can_be_used(dataset_folder
     with pytest.raises(CheckpointError, match="none of the 2 checkpoints in"):
         train_run(RunContext(config))
     assert (config.folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_pages_without_any_target_are_refused(dataset_folder: Path, tmp_path: Path) -> None:
+    """Packing refuses them too, so that only tars of other tools hold them."""
+    from pipeline.data.prepare.index_external import index_dataset
+
+    folder = Path(shutil.copytree(dataset_folder, tmp_path / "data"))
+    for shard in folder.glob("*.tar"):
+        with tarfile.open(shard) as tar:
+            files = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+        with tarfile.open(shard, "w") as tar:
+            for name, content in files.items():
+                if name.endswith(".json"):
+                    sample = json.loads(content)
+                    content = json.dumps({**sample, "iscrowd": [1] * len(sample["boxes"])}).encode()
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    index_dataset(folder)
+    with pytest.raises(DataError, match=r"none of the \d+ regions of .* is a target: all are crowd"):
+        train_run(RunContext(small(tmp_path, folder, "run", data={"val": None})))
