@@ -59,6 +59,7 @@ class Rendezvous:
 
     def publish(self, name: str, **content: Any) -> None:
         """Publish ``name`` to the other tasks."""
+        self.open()
         write_atomic(self.folder / f"{name}.json", json.dumps(content))
 
     def get(self, name: str) -> dict[str, Any] | None:

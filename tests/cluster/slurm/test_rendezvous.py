@@ -38,6 +38,13 @@ def test_published_content_reaches_other_tasks(tmp_path: Path) -> None:
     assert (tmp_path / "7-0").stat().st_mode & 0o777 == 0o700
 
 
+def test_publishing_makes_the_folder_for_its_user_only(tmp_path: Path) -> None:
+    made = Rendezvous(tmp_path, "9", 0, time.time() + 5)
+    assert made.get("result") is None
+    made.publish("result", node="a")
+    assert made.folder.stat().st_mode & 0o777 == 0o700 and made.get("result") == {"node": "a"}
+
+
 def test_a_start_reads_nothing_of_an_earlier_one(tmp_path: Path) -> None:
     rendezvous(tmp_path).publish("head", address="stale:1")
     assert rendezvous(tmp_path, restart=1).get("head") is None and rendezvous(tmp_path, job="8").get("head") is None
