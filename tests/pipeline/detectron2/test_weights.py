@@ -20,6 +20,8 @@ from pipeline.detectron2.weights import export_weights, import_weights
 from pipeline.models import best_checkpoint, new_detector
 from tests.support.runs import small_run
 
+pytestmark = pytest.mark.e2e
+
 
 def configured(folder: Path, packed: Path, name: str, **detector: Any) -> RunConfig:
     return resolve(small_run(folder, packed, name, detector={"norm": "frozen", **detector}), name)

@@ -14,6 +14,8 @@ from pipeline.core.errors import DataError
 from pipeline.report.html import _losses, shown_samples, write_report
 from pipeline.report.runs import load_run
 
+pytestmark = pytest.mark.e2e
+
 
 class Page(HTMLParser):
     """Collects the ids, image sources and tags of a page, and checks that tags close in order."""

@@ -15,6 +15,8 @@ from pipeline.data.prepare.coco import check_coco, load_coco
 from pipeline.synth import CATEGORIES, TEXT_CATEGORIES, draw_page, write_pages
 from pipeline.synth.defects import turned
 
+pytestmark = pytest.mark.e2e
+
 
 def test_a_page_is_a_pure_function_of_seed_and_index() -> None:
     first, regions = draw_page(3, 7)
