@@ -67,10 +67,9 @@ def _round(
     alive = text & (cluster == own)
     extent = cluster_boxes(cluster, boxes)
     possible = alive[:, :, None] & alive[:, None, :] & (own[:, None] != own) & _same_column(extent)
-    if len(own) <= UNBOUNDED_NODES:
-        shortest, partner = _nearest(cluster, adjacent, lengths, text, extent, boxes, other, possible)
-    else:
-        shortest, partner = _nearest_of_many(cluster, adjacent, lengths, text, extent, boxes, other, possible)
+    linked, average = _between_clusters(cluster, adjacent, lengths, text)
+    distance = average.masked_fill(~(linked & possible), torch.inf)
+    shortest, partner = _nearest_with_free_union(distance, extent, boxes, other)
     mutual = (partner.gather(1, partner) == own) & shortest.isfinite()
     absorbed = mutual & (partner < own)  # of each pair, the higher index joins the lower
     rank = shortest.masked_fill(~absorbed, torch.inf).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
@@ -78,40 +77,28 @@ def _round(
     return torch.where(absorbed, partner, own.expand_as(cluster)).gather(1, cluster)
 
 
-def _nearest(
-    cluster: Tensor,
-    adjacent: Tensor,
-    lengths: Tensor,
-    text: Tensor,
-    extent: Tensor,
-    boxes: Tensor,
-    other: Tensor,
-    possible: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Average length to the nearest cluster that each may merge with, inf without one, and its index: [B, N] each."""
-    member = (members(cluster) & text[:, None, :]).float()
-    mergeable = _linked(member, adjacent) & possible & _union_is_free(extent, boxes, other)
-    distance = _average_length(member, lengths).masked_fill(~mergeable, torch.inf)
-    nearest = distance.min(dim=-1)
-    return nearest.values, nearest.indices
+def _between_clusters(cluster: Tensor, adjacent: Tensor, lengths: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether text members of two clusters are adjacent, and the mean length between them: [B, N, N] each.
 
-
-def _nearest_of_many(
-    cluster: Tensor,
-    adjacent: Tensor,
-    lengths: Tensor,
-    text: Tensor,
-    extent: Tensor,
-    boxes: Tensor,
-    other: Tensor,
-    possible: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """:func:`_nearest` in time quadratic in N, among the ``MAX_PARTNERS`` nearest clusters of each."""
+    Time is quadratic in N on pages of more than ``UNBOUNDED_NODES`` nodes, and a matrix product on smaller ones.
+    """
+    if cluster.shape[1] <= UNBOUNDED_NODES:
+        member = (members(cluster) & text[:, None, :]).float()
+        return _linked(member, adjacent), _average_length(member, lengths)
     both = text[:, :, None] & text[:, None, :]
     links, total = (_sum_by_cluster((values * both).float(), cluster) for values in (adjacent, lengths))
     size = torch.zeros_like(total[..., 0]).scatter_add(1, cluster, text.float())
-    average = total / (size[:, :, None] * size[:, None, :]).clamp(min=1)
-    distance = average.masked_fill(~(possible & (links > 0)), torch.inf)
+    return links > 0, total / (size[:, :, None] * size[:, None, :]).clamp(min=1)
+
+
+def _nearest_with_free_union(distance: Tensor, extent: Tensor, boxes: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance to the nearest cluster whose union with each is free of other nodes, inf without one, and its index.
+
+    On pages of more than ``UNBOUNDED_NODES`` nodes, only the ``MAX_PARTNERS`` nearest clusters of each are looked at.
+    """
+    if distance.shape[1] <= UNBOUNDED_NODES:
+        nearest = distance.masked_fill(~_union_is_free(extent, boxes, other), torch.inf).min(dim=-1)
+        return nearest.values, nearest.indices
     order = distance.argsort(dim=-1, stable=True)[..., :MAX_PARTNERS]
     partners = take(extent, order)
     low = torch.minimum(extent[:, :, None, :2], partners[..., :2])
