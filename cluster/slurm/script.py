@@ -74,9 +74,9 @@ def sbatch_script(submission: Submission) -> str:
 
 def _check(submission: Submission) -> None:
     folder = str(submission.spec.run_folder)
-    site = submission.spec.site
+    site, options = submission.spec.site, _options(submission)
     plain = [folder, str(submission.spec.directory), site.python, *site.container, *submission.after]
-    for text in (*plain, *_options(submission), *(value or "" for value in _options(submission).values())):
+    for text in (*plain, *options, *(value or "" for value in options.values())):
         if not text.isprintable():  # an option is one line of the script, whatever its quoting
             raise ConfigError(f"{text!r} contains a newline or control character, which no script may; change it")
     for job in submission.after:
