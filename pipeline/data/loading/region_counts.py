@@ -71,7 +71,7 @@ def _scales(sizes: NDArray[np.int64], view: AugmentationConfig) -> NDArray[np.fl
 def describe_losses(
     counts: RegionCounts, *, nodes: int | None = None, detections: int | None = None, limit: int | None = None
 ) -> list[str]:
-    """What is said about a dataset at start-up, in ``data info`` and in the report; empty if nothing is lost.
+    """Notes for start-up, ``data info`` and the report; empty if every region is used as annotated.
 
     Args:
         counts: of the dataset.

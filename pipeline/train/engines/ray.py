@@ -78,7 +78,7 @@ def _in_thread(function: Callable[[], object]) -> None:
 
 
 def _wait_for_room(engine: EngineConfig) -> None:
-    """Raise LostWorkersError if the cluster stays too small for the workers, for which Ray would wait for ever."""
+    """Raise LostWorkersError if the cluster lacks CPUs or GPUs for the workers; Ray itself waits without a timeout."""
     import ray
 
     kind = "GPU" if _uses_gpus(engine) else "CPU"

@@ -1,4 +1,4 @@
-"""What is said about regions that training or evaluation does not see as they were drawn."""
+"""Notes on regions that training or evaluation does not use as annotated."""
 
 from __future__ import annotations
 
