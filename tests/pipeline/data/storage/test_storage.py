@@ -254,8 +254,6 @@ import sys
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.storage.base import StorageConfig
 from pathlib import Path
-
-pytestmark = pytest.mark.e2e
 dataset = PackedDataset(sys.argv[1], StorageConfig(cache=Path(sys.argv[2]), timeout_s=60))
 dataset.read_images([dataset.sample(0)])
 dataset.store.close()
