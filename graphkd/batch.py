@@ -14,6 +14,12 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+
+from graphkd.boxes import pairwise_iou
+
+MIN_TARGETS = 16  # boxes that ground truth is padded to
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,24 +90,22 @@ class PageBatch:
         return replace(self, **pinned)
 
     def targets(self) -> Targets:
-        """Split the packed ground truth into one entry per page."""
-        counts = self.counts.tolist()
+        """Ground truth of each page, padded, on the device of the boxes."""
+        place = torch.arange(_padded_count(self.counts))
+        valid = place < self.counts[:, None]
+        index = (self.counts.cumsum(0) - self.counts)[:, None] + place
+        index = index.masked_fill(~valid, len(self.boxes)).to(self.boxes.device, non_blocking=True)
         return Targets(
-            boxes=list(self.boxes.split(counts)), classes=list(self.classes.split(counts)), seeds=self.seeds.tolist()
+            boxes=torch.cat([self.boxes, self.boxes.new_zeros(1, 4)])[index],
+            classes=torch.cat([self.classes, self.classes.new_zeros(1)])[index],
+            valid=valid.to(self.boxes.device, non_blocking=True),
+            seeds=self.seeds.to(self.boxes.device, non_blocking=True),
         )
 
-    def overlaps_ground_truth(self, boxes: Tensor, min_iou: float = 0.5) -> Tensor:
-        """Whether the IoU with ground truth of the box's page is at least ``min_iou``: [B, N, 4] -> bool [B, N]."""
-        from torchvision.ops import box_iou  # here, so that the method can be used without torchvision
 
-        pages = torch.arange(len(self)).repeat_interleave(self.counts).to(boxes.device, non_blocking=True)
-        own = torch.arange(len(self), device=boxes.device)[:, None] == pages  # [B, M]
-        overlap = box_iou(boxes.flatten(0, 1), self.boxes).unflatten(0, boxes.shape[:2])
-        return ((overlap >= min_iou) & own[:, None, :]).any(dim=-1)
-
-    def image_sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of each page on the canvas, px, as torchvision takes them."""
-        return [(int(height), int(width)) for height, width in self.sizes.tolist()]
+def _padded_count(counts: Tensor) -> int:
+    """Boxes of a page to pad to: a power of two."""
+    return max(MIN_TARGETS, 1 << (int(counts.max()) - 1).bit_length())
 
 
 def _from_parts(images: Tensor, small: dict[str, NDArray[Any]]) -> PageBatch:
@@ -110,17 +114,40 @@ def _from_parts(images: Tensor, small: dict[str, NDArray[Any]]) -> PageBatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Targets:
-    """Ground truth, one entry per page."""
+    """Ground truth of each page, padded to G boxes. G is a power of two, so that few shapes are compiled."""
 
-    boxes: list[Tensor]
-    """float32 [M_i, 4] each."""
-    classes: list[Tensor]
-    """int64 [M_i] each."""
-    seeds: list[int]
-    """Seed of each page's sampling."""
+    boxes: Tensor
+    """float32 [B, G, 4]; padding is 0."""
+    classes: Tensor
+    """int64 [B, G]; padding is 0."""
+    valid: Tensor
+    """bool [B, G]: False for padding."""
+    seeds: Tensor
+    """int64 [B]: seed of each page's sampling."""
+
+    @classmethod
+    def from_lists(cls, boxes: list[Tensor], classes: list[Tensor], seeds: list[int]) -> Targets:
+        """Pad the ground truth of each page: boxes [M_i, 4], classes [M_i], and the seed of its sampling."""
+        counts = torch.tensor([len(page) for page in boxes])
+        most, device = _padded_count(counts), boxes[0].device
+        return cls(
+            boxes=torch.stack([pad(page.float(), (0, 0, 0, most - len(page))) for page in boxes]),
+            classes=torch.stack([pad(page, (0, most - len(page))) for page in classes]),
+            valid=(torch.arange(most) < counts[:, None]).to(device),
+            seeds=torch.tensor(seeds, device=device),
+        )
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    def overlap(self, boxes: Tensor, min_iou: float = 0.5) -> Tensor:
+        """Whether boxes [B, N, 4] have an IoU of at least ``min_iou`` with ground truth of their page: bool [B, N]."""
+        return ((pairwise_iou(boxes, self.boxes) >= min_iou) & self.valid[:, None, :]).any(dim=-1)
+
+    def by_page(self) -> list[tuple[Tensor, Tensor]]:
+        """Boxes [M_i, 4] and classes [M_i] of each page. Waits for a GPU."""
+        pages = zip(self.boxes, self.classes, self.valid.sum(dim=1).tolist(), strict=True)
+        return [(boxes[:count], classes[:count]) for boxes, classes, count in pages]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,20 +156,35 @@ class Features:
 
     maps: dict[str, Tensor]
     """Level name -> [B, C, H/stride, W/stride]."""
-    image_sizes: list[tuple[int, int]]
-    """(height, width) in px of each page on the canvas."""
+    sizes: Tensor
+    """int64 [B, 2], on the device of the maps: height and width in px of each page on the canvas."""
     canvas: tuple[int, int]
     """(height, width) in px of the canvas."""
+
+    @property
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each page, as torchvision and detectron2 take them. Waits for a GPU."""
+        return [(int(height), int(width)) for height, width in self.sizes.tolist()]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proposals:
-    """Class-agnostic regions of each page, best first."""
+    """Class-agnostic regions of each page, best first, padded to R."""
 
-    boxes: list[Tensor]
-    """float32 [R_i, 4] each."""
-    scores: list[Tensor]
-    """float32 [R_i] each, 0 to 1."""
+    boxes: Tensor
+    """float32 [B, R, 4]; padding is 0."""
+    scores: Tensor
+    """float32 [B, R], 0 to 1; padding is 0."""
+    valid: Tensor
+    """bool [B, R]: False for padding."""
+
+    @classmethod
+    def from_lists(cls, boxes: list[Tensor], scores: list[Tensor]) -> Proposals:
+        """Pad the regions of each page: boxes [R_i, 4] and scores [R_i], best first."""
+        stacked = pad_sequence(boxes, batch_first=True)
+        counts = torch.tensor([len(page) for page in boxes])
+        valid = (torch.arange(stacked.shape[1]) < counts[:, None]).to(stacked.device, non_blocking=True)
+        return cls(boxes=stacked, scores=pad_sequence(scores, batch_first=True), valid=valid)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from graphkd.batch import Features, PageBatch, RegionPredictions
+from graphkd.batch import Features, PageBatch, RegionPredictions, Targets
 from graphkd.detectors import DetectorModule
 from graphkd.errors import ConfigError
 from graphkd.method import TeacherStatistics, build_graph, dsig_loss, graphkd_loss, pkd_loss
@@ -23,7 +23,7 @@ from graphkd.signals import TeacherSignals, mean_std_pair
 class TrainingStep(nn.Module):
     """A student and the method it learns by; ``forward`` returns every loss term, float32 [B], one value per page.
 
-    Under autocast the student's networks run in its precision; the teacher, graphs and losses stay in float32.
+    Under autocast the student's networks run in its precision; graphs and losses stay in float32.
 
     Args:
         detector: the student.
@@ -48,14 +48,22 @@ class TrainingStep(nn.Module):
 
     def forward(self, batch: PageBatch, signals: TeacherSignals | TeacherPass | None) -> dict[str, Tensor]:
         """Run the student once and return its losses; ``signals`` are required unless the method is none."""
-        features = self.detector.features(batch.images, batch.image_sizes())
-        targets = batch.targets()
+        sizes = batch.sizes.to(batch.images.device, non_blocking=True)
+        return self.losses(batch.images, sizes, batch.targets(), signals)
+
+    def losses(
+        self, images: Tensor, sizes: Tensor, targets: Targets, signals: TeacherSignals | TeacherPass | None
+    ) -> dict[str, Tensor]:
+        """Losses of uint8 images [B, 3, H, W] with pages of ``sizes`` [B, 2], all on one device.
+
+        Everything has a fixed shape for given pages, nodes and padding of ground truth, so that it can be compiled.
+        """
+        features = self.detector.features(images, sizes)
         proposals, losses = self.detector.propose_and_losses(features, targets)
         if self.method.name == "none":
             return losses
         if isinstance(signals, TeacherPass):
-            with no_autocast(batch.images):
-                signals = signals.signals(proposals, targets)
+            signals = signals.signals(proposals, targets)
         assert signals is not None and self.statistics is not None
         self._check(signals)
         terms: dict[str, Callable[..., dict[str, Tensor]]] = {
@@ -63,10 +71,10 @@ class TrainingStep(nn.Module):
             "pkd": self._pkd,
             "graphkd": self._graphkd,
         }
-        return losses | terms[self.method.name](batch, features, signals, self.statistics)
+        return losses | terms[self.method.name](targets, features, signals, self.statistics)
 
     def _graphkd(
-        self, _: PageBatch, features: Features, signals: TeacherSignals, statistics: TeacherStatistics
+        self, _: Targets, features: Features, signals: TeacherSignals, statistics: TeacherStatistics
     ) -> dict[str, Tensor]:
         nodes, regions = self._nodes(features, signals)
         with no_autocast(nodes):
@@ -75,17 +83,15 @@ class TrainingStep(nn.Module):
         return terms | self._map_term(features, signals, statistics)
 
     def _dsig(
-        self, batch: PageBatch, features: Features, signals: TeacherSignals, statistics: TeacherStatistics
+        self, targets: Targets, features: Features, signals: TeacherSignals, statistics: TeacherStatistics
     ) -> dict[str, Tensor]:
         nodes, regions = self._nodes(features, signals)
         with no_autocast(nodes):
-            foreground = batch.overlaps_ground_truth(signals.boxes)
+            foreground = targets.overlap(signals.boxes)
             terms = dsig_loss(nodes, regions, signals, foreground, statistics.mean_square, self.method.dsig)
         return terms | self._map_term(features, signals, statistics)
 
-    def _pkd(
-        self, _: PageBatch, features: Features, signals: TeacherSignals, __: TeacherStatistics
-    ) -> dict[str, Tensor]:
+    def _pkd(self, _: Targets, features: Features, signals: TeacherSignals, __: TeacherStatistics) -> dict[str, Tensor]:
         assert signals.maps is not None, "pkd runs with a live teacher"
         maps = self._maps(features)
         with no_autocast(signals.pooled):
@@ -106,15 +112,9 @@ class TrainingStep(nn.Module):
 
     def _nodes(self, features: Features, signals: TeacherSignals) -> tuple[Tensor, RegionPredictions | None]:
         """The student's features at the teacher's boxes, in the teacher's channels and shape, and its predictions."""
-        pooled = self.detector.pool(features, signals.box_list())
-        shape = signals.valid.shape
-        regions = self.detector.classify(pooled)
-        if regions is not None:
-            regions = RegionPredictions(
-                logits=regions.logits.unflatten(0, shape), deltas=regions.deltas.unflatten(0, shape)
-            )
-        nodes = self.adapter(pooled).float().unflatten(0, shape)
-        return mean_std_pair(nodes) if signals.is_compressed else nodes, regions
+        pooled = self.detector.pool(features, signals.boxes)
+        nodes = _each_node(self.adapter, pooled).float()
+        return mean_std_pair(nodes) if signals.is_compressed else nodes, self.detector.classify(pooled)
 
     def _check(self, signals: TeacherSignals) -> None:
         spec, statistics = self.detector.spec, self.statistics
@@ -134,6 +134,12 @@ class TrainingStep(nn.Module):
                 f"the teacher has {signals.logits.shape[-1] - 1} classes and the student {spec.num_classes}; "
                 "distil on the dataset that the teacher was trained for"
             )
+
+
+def _each_node(module: nn.Module, nodes: Tensor) -> Tensor:
+    """Apply a module of images to pooled features [B, N, C, P, P]."""
+    changed: Tensor = module(nodes.flatten(0, 1))
+    return changed.unflatten(0, nodes.shape[:2])
 
 
 def no_autocast(on: Tensor) -> torch.autocast:

@@ -7,14 +7,17 @@ Symbols: ``B`` pages, ``N`` nodes per page (padded), ``K`` classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torchvision.ops import nms
+from torch.nn.functional import pad
 
 from graphkd.batch import Features, PageBatch, Proposals, RegionPredictions, Targets
+from graphkd.boxes import box_areas
+from graphkd.detectors.ops.gather import first_rows, rows, valid_rows
+from graphkd.detectors.ops.suppression import suppress
 from graphkd.detectors.protocol import Detector
 from graphkd.signals import TeacherSignals
 
@@ -42,6 +45,21 @@ class NodePolicy(BaseModel):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Nodes:
+    """Chosen boxes of each page, padded to N."""
+
+    boxes: Tensor
+    """float32 [B, N, 4]; padding is 0."""
+    valid: Tensor
+    """bool [B, N]: False for padding."""
+    scores: Tensor
+    """float32 [B, N]: 1 for ground truth, else the foreground probability under the teacher, or the proposal's score if
+    the teacher has no region head; padding is 0."""
+    classes: Tensor
+    """int64 [B, N]: class of ground truth; -1 where the teacher predicts it; padding is 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherPass:
     """A live teacher's backbone pass over a batch, from which signals at any nodes can be computed."""
 
@@ -50,104 +68,124 @@ class TeacherPass:
     policy: NodePolicy
     maps: bool = False
     """Whether signals include the feature pyramid."""
+    dtype: torch.dtype = torch.float32
+    """Autocast precision of the teacher's network. Signals are float32."""
 
     @torch.no_grad()
     def signals(self, proposals: Proposals, targets: Targets) -> TeacherSignals:
         """Signals at the nodes that the policy chooses from ``proposals`` and ground truth."""
-        boxes, classes, scores = choose_nodes(self.teacher, self.features, proposals, targets, self.policy)
-        count = self.policy.count
-        counts = torch.tensor([len(page) for page in boxes])
-        valid = (torch.arange(count) < counts[:, None]).to(boxes[0].device)
-        return self.signals_at(_pad(boxes, count), valid, _pad(scores, count), _pad(classes, count))
+        with _autocast(self.dtype, proposals.boxes):
+            nodes = choose_nodes(self.teacher, self.features, proposals, targets, self.policy)
+        return self.signals_at(nodes)
 
     @torch.no_grad()
-    def signals_at(self, boxes: Tensor, valid: Tensor, scores: Tensor, classes: Tensor) -> TeacherSignals:
-        """Signals at given nodes: boxes [B, N, 4], others [B, N]; the teacher predicts classes given as -1."""
-        pooled = self.teacher.pool(self.features, list(boxes.unbind(0)))
-        regions = self.teacher.classify(pooled)
-        shape = boxes.shape[:2]
+    def signals_at(self, nodes: Nodes) -> TeacherSignals:
+        """Signals at given nodes."""
+        with _autocast(self.dtype, nodes.boxes):
+            pooled = self.teacher.pool(self.features, nodes.boxes)
+            regions = self.teacher.classify(pooled)
         return TeacherSignals(
-            boxes=boxes,
-            valid=valid,
-            scores=scores,
-            classes=_predicted(classes, regions),
-            logits=None if regions is None else regions.logits.unflatten(0, shape),
-            deltas=None if regions is None else regions.deltas.unflatten(0, shape),
-            pooled=pooled.unflatten(0, shape),
-            maps=dict(self.features.maps) if self.maps else None,
+            boxes=nodes.boxes,
+            valid=nodes.valid,
+            scores=nodes.scores,
+            classes=_predicted(nodes.classes, regions),
+            logits=None if regions is None else regions.logits,
+            deltas=None if regions is None else regions.deltas,
+            pooled=pooled.float(),
+            maps={name: level.float() for name, level in self.features.maps.items()} if self.maps else None,
         )
 
 
 @torch.no_grad()
-def teacher_pass(teacher: Detector, batch: PageBatch, policy: NodePolicy, *, maps: bool = False) -> TeacherPass:
-    """Run the teacher's backbone on a batch."""
-    features = teacher.features(batch.images, batch.image_sizes())
-    return TeacherPass(teacher=teacher, features=features, policy=policy, maps=maps)
+def teacher_pass(
+    teacher: Detector,
+    batch: PageBatch,
+    policy: NodePolicy,
+    *,
+    maps: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> TeacherPass:
+    """Run the teacher's backbone on a batch, under autocast if ``dtype`` is not float32."""
+    with _autocast(dtype, batch.images):
+        features = teacher.features(batch.images, batch.sizes)
+    return TeacherPass(teacher=teacher, features=features, policy=policy, maps=maps, dtype=dtype)
 
 
 @torch.no_grad()
-def live_signals(teacher: Detector, batch: PageBatch, policy: NodePolicy, *, maps: bool = False) -> TeacherSignals:
+def live_signals(
+    teacher: Detector,
+    batch: PageBatch,
+    policy: NodePolicy,
+    *,
+    maps: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> TeacherSignals:
     """Run the teacher on a batch and return its signals at nodes that ``policy`` chooses from its proposals."""
-    done = teacher_pass(teacher, batch, policy, maps=maps)
-    return done.signals(teacher.propose(done.features), batch.targets())
+    done = teacher_pass(teacher, batch, policy, maps=maps, dtype=dtype)
+    with _autocast(dtype, batch.images):
+        proposals = teacher.propose(done.features)
+    return done.signals(proposals, batch.targets())
+
+
+def _autocast(dtype: torch.dtype, on: Tensor) -> torch.autocast:
+    """Context of the teacher's network on the device of ``on``; without autocast for float32."""
+    return torch.autocast(on.device.type, dtype, enabled=dtype != torch.float32)
 
 
 def choose_nodes(
     teacher: Detector, features: Features, proposals: Proposals, targets: Targets, policy: NodePolicy
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return boxes [n_i, 4], classes [n_i] (-1 unless ground truth) and scores [n_i] of each page's nodes.
-
-    Scores are 1 for ground truth, otherwise the teacher's foreground probabilities; those of ``proposals`` if the
-    teacher has no region head.
-    """
+) -> Nodes:
+    """Choose the nodes of each page by ``policy``."""
     limit = policy.candidates * policy.count
-    boxes = [page[:limit] for page in proposals.boxes]
-    scores = [page[:limit] for page in proposals.scores]
+    boxes, scores = proposals.boxes[:, :limit], proposals.scores[:, :limit]
     regions = teacher.classify(teacher.pool(features, boxes))
     if regions is not None:
-        foreground = 1 - regions.logits.float().softmax(dim=-1)[:, -1]
-        scores = list(foreground.split([len(page) for page in boxes]))
-    pages = zip(boxes, scores, targets.boxes, targets.classes, strict=True)
-    chosen = [_choose_page(*page, policy) for page in pages]
-    return [page[0] for page in chosen], [page[1] for page in chosen], [page[2] for page in chosen]
+        scores = 1 - regions.logits.float().softmax(dim=-1)[..., -1]
+    likely = proposals.valid[:, :limit] & (scores >= policy.min_score)
+    order = scores.masked_fill(~likely, -1).argsort(dim=1, descending=True, stable=True)
+    truth = _first_regions(targets, policy.count)
+    return _merged(truth, rows(boxes, order), rows(scores, order), likely.gather(1, order), policy)
 
 
-def _choose_page(
-    boxes: Tensor, scores: Tensor, true_boxes: Tensor, true_classes: Tensor, policy: NodePolicy
-) -> tuple[Tensor, Tensor, Tensor]:
-    likely = scores >= policy.min_score
-    boxes, scores = boxes[likely], scores[likely]
-    if len(true_boxes) > policy.count:
-        first = _first_regions(true_boxes, true_classes, policy.count)
-        true_boxes, true_classes = true_boxes[first], true_classes[first]
-    all_boxes = torch.cat([true_boxes, boxes])
-    all_scores = torch.cat([scores.new_ones(len(true_boxes)), scores])
-    classes = torch.cat([true_classes, true_classes.new_full((len(boxes),), -1)])
-    rank = all_scores.clone()
-    rank[: len(true_boxes)] += 1  # before every proposal
-    kept = nms(all_boxes, rank, policy.nms_iou)
-    kept = kept[kept >= len(true_boxes)]  # ground truth is kept even if regions overlap
-    kept = torch.cat([torch.arange(len(true_boxes), device=kept.device), kept])[: policy.count]
-    return all_boxes[kept], classes[kept], all_scores[kept]
+def _merged(truth: Targets, boxes: Tensor, scores: Tensor, likely: Tensor, policy: NodePolicy) -> Nodes:
+    """Ground truth, then the proposals that neither it nor a better one suppresses."""
+    all_boxes, usable = torch.cat([truth.boxes, boxes], dim=1), torch.cat([truth.valid, likely], dim=1)
+    kept = suppress(all_boxes, usable, policy.nms_iou)
+    true = truth.boxes.shape[1]
+    kept = torch.cat([truth.valid, kept[:, true:]], dim=1)  # ground truth is kept even if regions overlap
+    order, valid = first_rows(kept, policy.count)
+    return Nodes(
+        boxes=_padded(valid_rows(all_boxes, order, valid), policy.count),
+        valid=_padded(valid, policy.count),
+        scores=_padded(valid_rows(torch.cat([truth.valid.float(), scores], dim=1), order, valid), policy.count),
+        classes=_padded(valid_rows(pad(truth.classes, (0, boxes.shape[1]), value=-1), order, valid), policy.count),
+    )
 
 
-def _first_regions(boxes: Tensor, classes: Tensor, count: int) -> Tensor:
-    """Indices of ``count`` regions in their order: those of classes with fewer regions first, then the larger."""
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    by_area = area.argsort(descending=True, stable=True)
-    frequency = classes.bincount()[classes[by_area]]
-    return by_area[frequency.argsort(stable=True)][:count].sort().values
+def _first_regions(targets: Targets, count: int) -> Targets:
+    """Up to ``count`` regions of each page, in their order: of classes with fewer regions first, then the larger."""
+    if targets.boxes.shape[1] <= count:
+        return targets
+    classes = targets.classes.masked_fill(~targets.valid, -1)
+    by_area = box_areas(targets.boxes).argsort(dim=1, descending=True, stable=True)  # padding has no area
+    alike = (classes[:, :, None] == classes[:, None, :]).sum(dim=-1)
+    frequency = alike.masked_fill(~targets.valid, targets.boxes.shape[1] + 1).gather(1, by_area)
+    first = by_area.gather(1, frequency.argsort(dim=1, stable=True))[:, :count].sort(dim=1).values
+    return replace(
+        targets,
+        boxes=rows(targets.boxes, first),
+        classes=rows(targets.classes, first),
+        valid=rows(targets.valid, first),
+    )
 
 
-def _pad(rows: list[Tensor], count: int) -> Tensor:
-    padded = rows[0].new_zeros(len(rows), count, *rows[0].shape[1:])
-    for page, values in enumerate(rows):
-        padded[page, : len(values)] = values
-    return padded
+def _padded(values: Tensor, count: int) -> Tensor:
+    """Pad [B, n, ...] to [B, count, ...]."""
+    return pad(values, (0, 0) * (values.ndim - 2) + (0, count - values.shape[1]))
 
 
 def _predicted(classes: Tensor, regions: RegionPredictions | None) -> Tensor:
     if regions is None:
         return classes.clamp(min=0)
-    best = regions.logits[:, :-1].argmax(dim=-1).view_as(classes)
+    best = regions.logits[..., :-1].argmax(dim=-1)
     return torch.where(classes >= 0, classes, best)

@@ -70,10 +70,6 @@ class TeacherSignals:
         """Copy whose pooled features are replaced by their :func:`mean_std_pair`."""
         return replace(self, pooled=mean_std_pair(self.pooled))
 
-    def box_list(self) -> list[Tensor]:
-        """All boxes, padding included, as one [N, 4] per page."""
-        return list(self.boxes.unbind(0))
-
 
 def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, dict):

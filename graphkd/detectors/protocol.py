@@ -42,8 +42,8 @@ class Detector(Protocol):
 
     spec: DetectorSpec
 
-    def features(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> Features:
-        """Run the backbone on uint8 [B, 3, H, W] RGB canvases; pages are ``image_sizes`` (height, width) px."""
+    def features(self, images: Tensor, sizes: Tensor) -> Features:
+        """Run the backbone on uint8 [B, 3, H, W] RGB canvases; ``sizes`` [B, 2] are the pages' height and width, px."""
         ...
 
     def propose_and_losses(self, features: Features, targets: Targets) -> tuple[Proposals, dict[str, Tensor]]:
@@ -54,12 +54,12 @@ class Detector(Protocol):
         """Return class-agnostic regions, best first, without ground truth."""
         ...
 
-    def pool(self, features: Features, boxes: list[Tensor]) -> Tensor:
-        """Pool each page's boxes [N_i, 4] from the features: [sum N_i, C, P, P]."""
+    def pool(self, features: Features, boxes: Tensor) -> Tensor:
+        """Pool each page's boxes [B, N, 4] from the features: [B, N, C, P, P]."""
         ...
 
     def classify(self, pooled: Tensor) -> RegionPredictions | None:
-        """Classify pooled regions [N, C, P, P]; None without a region head."""
+        """Classify pooled regions [..., C, P, P]; None without a region head."""
         ...
 
     def detect(self, features: Features) -> list[Detections]:

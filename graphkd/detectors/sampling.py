@@ -1,16 +1,21 @@
-"""Sampling of anchors and regions with a generator seeded by the page instead of the global one.
+"""Sampling of anchors and regions by the seed of their page instead of torch's global generator.
 
-The sample of a page is then the same on any rank, in any batch and after any restart. Time and memory of drawing grow
-with the sample size, not with the hundreds of thousands of anchors per page.
+The sample of a page is the same on any rank, in any batch, on any device and after any restart. Every entry gets a
+random number that is a hash of the seed and its index, and the lowest are taken, so that no count crosses to the host.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+
+VERSION = 2
+"""Of what is drawn. Version 1 drew with numpy on the host."""
+WORD = 0xFFFFFFFF
+INDEX_BITS = 24  # of at most 2^24 entries of a page
+NEVER = 1 << 62
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,51 +38,55 @@ class Sampled:
 class SeededSampler:
     """Samples a fixed number of positive and negative entries per page like torchvision's sampler, but by seed.
 
-    Labels are float or int: at least 1 for foreground, 0 for background, negative for ignored.
+    Args:
+        size: S, entries per page.
+        positive_fraction: maximum share of positives.
+        salt: makes the draws of two samplers of a page independent.
     """
 
     def __init__(self, size: int, positive_fraction: float, salt: int) -> None:
         self.size = size
         self.max_positives = int(size * positive_fraction)
         self.salt = salt
-        self.seeds: list[int] = []
 
-    def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return uint8 masks [A_i] of each page's positives and negatives; torchvision calls it with ``seeds`` set."""
-        assert len(labels) == len(self.seeds), "one seed per page must be set before sampling"
-        padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
-        sampled = self.sample(padded, self.seeds)
-        masks = [_mask(padded, sampled.indices, chosen) for chosen in (sampled.positive, sampled.negative)]
-        positives, negatives = ([mask[: len(page)] for mask, page in zip(each, labels, strict=True)] for each in masks)
-        return positives, negatives
+    def sample(self, labels: Tensor, seeds: Tensor) -> Sampled:
+        """Sample every page.
 
-    def sample(self, labels: Tensor, seeds: list[int]) -> Sampled:
-        """Sample every page of ``labels`` [B, A], with one seed per page."""
-        candidates = torch.stack([labels >= 1, labels == 0])  # [2, B, A]
-        ranked = candidates.cumsum(dim=-1, dtype=torch.int32)
-        counts = ranked[..., -1].T.tolist()
-        ranks = np.zeros((2, len(seeds), self.size), dtype=np.int32)  # 1 is the first candidate, 0 is padding
-        for page, (seed, (positives, negatives)) in enumerate(zip(seeds, counts, strict=True)):
-            random = np.random.default_rng((seed * 2 + self.salt) % (1 << 63))
-            first = _draw(random, positives, self.max_positives)
-            rest = _draw(random, negatives, self.size - len(first))
-            ranks[0, page, : len(first)] = first
-            ranks[1, page, len(first) : len(first) + len(rest)] = rest
-        drawn = torch.from_numpy(ranks).to(labels.device, non_blocking=True)
-        positive, negative = drawn > 0
-        found = torch.searchsorted(ranked, drawn)
-        indices = torch.where(positive, found[0], torch.where(negative, found[1], 0))
+        Args:
+            labels: [B, A], at least 1 for foreground, 0 for background, negative for ignored.
+            seeds: int64 [B], on the same device.
+        """
+        keys = _keys(seeds, self.salt, labels.shape[1])
+        chosen, count = _lowest(keys, labels >= 1, min(self.max_positives, self.size))
+        others, other_count = _lowest(keys, labels == 0, self.size)
+        place = torch.arange(self.size, device=labels.device)
+        positive = place < count
+        negative = ~positive & (place - count < other_count)
+        first = torch.nn.functional.pad(chosen, (0, self.size - chosen.shape[1]))
+        rest = others.gather(1, (place - count).clamp(min=0))
+        indices = torch.where(positive, first, torch.where(negative, rest, 0))
         return Sampled(indices=indices, positive=positive, negative=negative)
 
 
-def _draw(random: np.random.Generator, candidates: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Draw up to ``count`` distinct integers from 1 to ``candidates``."""
-    if candidates <= count:
-        return np.arange(1, candidates + 1)
-    return 1 + random.choice(candidates, count, replace=False, shuffle=False)
+def _lowest(keys: Tensor, candidates: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Indices [B, count] of the candidates with the lowest keys, and how many there are [B, 1]."""
+    usable = torch.where(candidates, keys, NEVER)
+    lowest = usable.topk(min(count, keys.shape[1]), dim=1, largest=False).values
+    found = torch.nn.functional.pad(lowest, (0, count - lowest.shape[1]), value=NEVER)
+    return found & ((1 << INDEX_BITS) - 1), (found < NEVER).sum(dim=1, keepdim=True)
 
 
-def _mask(like: Tensor, indices: Tensor, chosen: Tensor) -> Tensor:
-    pages, entries = like.shape
-    mask = torch.zeros(pages, entries + 1, dtype=torch.uint8, device=like.device)  # the last column collects padding
-    return mask.scatter(1, indices.masked_fill(~chosen, entries), 1)[:, :-1]
+def _keys(seeds: Tensor, salt: int, entries: int) -> Tensor:
+    """Distinct random integers int64 [B, A], whose lowest bits are the entry's index."""
+    assert entries <= 1 << INDEX_BITS, f"{entries} entries a page"
+    index = torch.arange(entries, device=seeds.device)
+    low, high = _hash(seeds & WORD, salt)[:, None], _hash((seeds >> 32) & WORD, salt + 1)[:, None]
+    return (_hash(_hash(index ^ low, 2) ^ high, 3) << INDEX_BITS) | index
+
+
+def _hash(values: Tensor, salt: int) -> Tensor:
+    """Mix the bits of 32-bit integers in int64 (the "lowbias32" constants of C. Wellons' hash prospector)."""
+    mixed = (values + salt * 0x9E3779B9) & WORD
+    mixed = ((mixed ^ (mixed >> 16)) * 0x7FEB352D) & WORD
+    mixed = ((mixed ^ (mixed >> 15)) * 0x846CA68B) & WORD
+    return mixed ^ (mixed >> 16)

@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from graphkd.boxes import pairwise_iou
 from graphkd.method.adjacency import adjacency, all_pairs
 from graphkd.method.edges import Lengths, cosine_lengths, descriptors, edge_lengths
 from graphkd.method.merging import ROUNDS, Merge, cluster_boxes, merge_text_nodes
@@ -115,20 +116,10 @@ def deduplicated_nodes(signals: TeacherSignals, config: GraphConfig) -> Tensor:
     nodes had no edge.
     """
     scores = signals.scores
-    overlap = box_overlaps(signals.boxes)
+    overlap = pairwise_iou(signals.boxes.float(), signals.boxes.float())
     better = signals.valid[:, None, :] & (scores[:, None, :] > scores[:, :, None])
     duplicate = ((overlap > config.distinct_iou) & better).any(dim=-1)
     return signals.valid & ~duplicate & (scores >= config.min_score)
-
-
-def box_overlaps(boxes: Tensor) -> Tensor:
-    """IoU of each pair of boxes of a page: [B, N, 4] -> float32 [B, N, N], 0 for boxes without area."""
-    boxes = boxes.float()
-    low = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
-    high = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
-    shared = (high - low).clamp(min=0).prod(dim=-1)
-    areas = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
-    return shared / (areas[:, :, None] + areas[:, None, :] - shared).clamp(min=1e-9)
 
 
 def node_lengths(nodes: Tensor, statistics: TeacherStatistics, measure: Lengths) -> Tensor:

@@ -14,7 +14,7 @@ from graphkd.batch import PageBatch
 from graphkd.detectors import Detector
 from graphkd.distill import TrainingStep
 from graphkd.method.config import MethodConfig
-from graphkd.nodes import NodePolicy, choose_nodes, teacher_pass
+from graphkd.nodes import NodePolicy, Nodes, choose_nodes, teacher_pass
 from graphkd.signals import TeacherSignals
 from pipeline.cache.cached_teacher import CachedTeacher
 from pipeline.cache.quantize import Precision
@@ -91,13 +91,12 @@ def live_signals_at(
 ) -> tuple[TeacherSignals, Tensor]:
     """Live signals at the boxes of ``stored``, and which boxes the teacher would choose again: bool [B, N]."""
     done = teacher_pass(teacher, batch, policy)
-    live = done.signals_at(stored.boxes, stored.valid, stored.scores, stored.classes)
+    nodes = Nodes(boxes=stored.boxes, valid=stored.valid, scores=stored.scores, classes=stored.classes)
+    live = done.signals_at(nodes)
     with torch.no_grad():
-        chosen, _, _ = choose_nodes(teacher, done.features, teacher.propose(done.features), batch.targets(), policy)
-    same = torch.zeros_like(stored.valid)
-    for page, boxes in enumerate(chosen):
-        distance = (stored.boxes[page, :, None] - boxes[None]).abs().amax(dim=-1)  # [N, n]
-        same[page] = (distance <= 1).any(dim=1)
+        chosen = choose_nodes(teacher, done.features, teacher.propose(done.features), batch.targets(), policy)
+    distances = (stored.boxes[:, :, None] - chosen.boxes[:, None]).abs().amax(dim=-1)  # [B, N, n]
+    same = ((distances <= 1) & chosen.valid[:, None]).any(dim=2)
     return (live.compressed() if stored.is_compressed else live), same & stored.valid
 
 

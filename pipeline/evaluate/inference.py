@@ -38,7 +38,7 @@ def predict(
     loader = page_loader(pages, FinitePassBatches(range(len(dataset)), batch_size, rank, world_size), workers=0)
     results: list[dict[str, Any]] = []
     for page_batch in loader:
-        features = detector.features(page_batch.images.to(device), page_batch.image_sizes())
+        features = detector.features(page_batch.images.to(device), page_batch.sizes)
         for index, detections in enumerate(detector.detect(features)):
             sample = dataset.sample(int(page_batch.samples[index]))
             results += coco_results(detections, dataset, sample, page_batch.affine[index].tolist())

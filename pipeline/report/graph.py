@@ -45,7 +45,9 @@ def teacher_graph(context: RunContext, dataset: PackedDataset) -> bytes:
     graph = build_graph(signals, statistics, config.method.graph)
     settings = config.method.graph
     before = adjacency(signals.boxes, graph.regions, gap=settings.gap, nearest=settings.nearest)
-    return draw_graph(crop_page(batch.images[0], batch.image_sizes()[0]), signals, graph, before)
+    return draw_graph(
+        crop_page(batch.images[0], (int(batch.sizes[0, 0]), int(batch.sizes[0, 1]))), signals, graph, before
+    )
 
 
 def _interesting_page(dataset: PackedDataset) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
+import torch
+
 from graphkd.batch import PageBatch
 from graphkd.detectors.protocol import Detector
 from graphkd.method.config import MethodConfig
@@ -44,9 +46,18 @@ class LiveTeacher:
         policy: which boxes become nodes.
         method: decides whether nodes come from the student, and whether feature maps are needed.
         compress: reduce pooled features to mean and standard deviation per channel, as ``store: descriptors`` does.
+        dtype: autocast precision of the teacher's network.
     """
 
-    def __init__(self, teacher: Detector, policy: NodePolicy, method: MethodConfig, compress: bool = False) -> None:
+    def __init__(
+        self,
+        teacher: Detector,
+        policy: NodePolicy,
+        method: MethodConfig,
+        compress: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.dtype = dtype
         self.teacher = teacher
         self.policy = policy
         self.method = method
@@ -59,6 +70,6 @@ class LiveTeacher:
     def signals(self, batch: PageBatch, prefetched: None = None) -> TeacherSignals | TeacherPass:
         """Run the teacher over ``batch``."""
         if self.method.nodes == "student":
-            return teacher_pass(self.teacher, batch, self.policy, maps=self.method.uses_maps)
-        signals = live_signals(self.teacher, batch, self.policy, maps=self.method.uses_maps)
+            return teacher_pass(self.teacher, batch, self.policy, maps=self.method.uses_maps, dtype=self.dtype)
+        signals = live_signals(self.teacher, batch, self.policy, maps=self.method.uses_maps, dtype=self.dtype)
         return signals.compressed() if self.compress else signals

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from graphkd.batch import PageBatch
+from graphkd.batch import PageBatch, Targets
 from graphkd.detectors import DetectorConfig, DetectorModule, build_detector
 from graphkd.distill import TrainingStep
 from graphkd.errors import ConfigError
@@ -154,7 +154,7 @@ def test_student_nodes_are_its_proposals(batch: PageBatch, method: str) -> None:
     teacher_output = teacher_pass(teacher, batch, policy, maps=True)
     terms = TrainingStep(student, MethodConfig(name=method, nodes="student"), statistics)(batch, teacher_output)
     assert {"kd_node", "kd_edge"} <= set(terms)
-    features = student.features(batch.images, batch.image_sizes())
+    features = student.features(batch.images, batch.sizes)
     proposals, _ = student.propose_and_losses(features, batch.targets())
     chosen = teacher_output.signals(proposals, batch.targets())
     own = proposals.boxes[1].detach()
@@ -201,14 +201,19 @@ def test_a_cache_of_another_width_than_the_statistics_names_both(batch: PageBatc
 
 def test_overlap_is_with_ground_truth_of_the_same_page_only(batch: PageBatch) -> None:
     boxes = torch.stack([batch.boxes[:2], batch.boxes[:2]])
-    assert batch.overlaps_ground_truth(boxes).tolist() == [[True, True], [False, False]]
+    assert batch.targets().overlap(boxes).tolist() == [[True, True], [False, False]]
 
 
 def test_ground_truth_beyond_the_nodes_is_chosen_by_rarity_then_size() -> None:
     from graphkd.nodes import _first_regions
 
-    boxes = torch.tensor([[0, 0, 9, 9], [0, 0, 8, 8], [0, 0, 7, 7], [0, 0, 2, 2], [0, 0, 3, 3], [0, 0, 1, 1]]).float()
-    classes = torch.tensor([0, 0, 0, 1, 1, 2])
-    assert _first_regions(boxes, classes, 4).tolist() == [0, 3, 4, 5]
-    assert _first_regions(boxes, classes, 2).tolist() == [4, 5]
-    assert _first_regions(boxes.flip(0), classes.flip(0), 4).tolist() == [0, 1, 2, 5], "whatever the order of the file"
+    sides, classes = torch.tensor([9.0, 8, 7, 2, 3, 1]), torch.tensor([0, 0, 0, 1, 1, 2])
+    boxes = torch.stack([torch.zeros(6), torch.zeros(6), sides, sides], dim=1)
+    few = boxes[:2], classes[:2]
+    # The second page has another order; the third has fewer regions than nodes.
+    targets = Targets.from_lists([boxes, boxes.flip(0), few[0]], [classes, classes.flip(0), few[1]], [0, 0, 0])
+    four, two = _first_regions(targets, 4), _first_regions(targets, 2)
+    assert four.boxes[..., 2].tolist() == [[9, 2, 3, 1], [1, 3, 2, 9], [9, 8, 0, 0]]
+    assert four.classes.tolist() == [[0, 1, 1, 2], [2, 1, 1, 0], [0, 0, 0, 0]]
+    assert four.valid.tolist() == [[True] * 4, [True] * 4, [True, True, False, False]]
+    assert two.boxes[..., 2].tolist() == [[3, 1], [1, 3], [9, 8]]

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from detectron2.modeling.matcher import Matcher
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from graphkd.batch import Features, Targets
-from graphkd.detectors.common import MAX_ROWS, best_overlaps, page_mask
+from graphkd.detectors.common import page_mask
+from graphkd.detectors.ops.matching import BACKGROUND, match_boxes
 from graphkd.detectors.protocol import DetectorModule, DetectorSpec
 
 
@@ -29,13 +30,14 @@ class Detectron2Detector(DetectorModule):
         self.spec = spec
         self.levels = levels
 
-    def features(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> Features:
+    def features(self, images: Tensor, sizes: Tensor) -> Features:
         """Normalise uint8 RGB [B, 3, H, W] as BGR and run the backbone once; padding has the mean colour."""
+        sizes = sizes.to(images.device, non_blocking=True)
         pixels = (images.flip(1) - self.model.pixel_mean) / self.model.pixel_std
-        maps = self.model.backbone(pixels * page_mask(image_sizes, images))
+        maps = self.model.backbone(pixels * page_mask(sizes, images))
         canvas = (images.shape[-2], images.shape[-1])
         named = {self.levels[name]: level for name, level in maps.items()}
-        return Features(maps=named, image_sizes=image_sizes, canvas=canvas)
+        return Features(maps=named, sizes=sizes, canvas=canvas)
 
     def maps_of(self, features: Features, names: list[str]) -> list[Tensor]:
         """Maps of the levels with these detectron2 names."""
@@ -57,24 +59,14 @@ class Detectron2Detector(DetectorModule):
 
 def instances(features: Features, targets: Targets) -> list[Instances]:
     """Ground truth in detectron2's format."""
-    pages = zip(features.image_sizes, targets.boxes, targets.classes, strict=True)
-    return [Instances(size, gt_boxes=Boxes(boxes), gt_classes=classes) for size, boxes, classes in pages]
+    pages = zip(features.image_sizes, targets.by_page(), strict=True)
+    return [Instances(size, gt_boxes=Boxes(boxes), gt_classes=classes) for size, (boxes, classes) in pages]
 
 
-def match_anchors(matcher: Matcher, boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what ``matcher(pairwise_iou(boxes, anchors))`` does, in bounded memory: matches and labels [A]."""
-    if len(boxes) <= MAX_ROWS:
-        matches, labels = matcher(pairwise_iou(Boxes(boxes), Boxes(anchors)))
-        return matches, labels
-    best, matches, wanted = best_overlaps(boxes, anchors, lambda some, others: pairwise_iou(Boxes(some), Boxes(others)))
-    labels = torch.ones_like(matches, dtype=torch.int8)
-    for label, low, high in zip(matcher.labels, matcher.thresholds[:-1], matcher.thresholds[1:], strict=True):
-        labels[(best >= low) & (best < high)] = label
-    if matcher.allow_low_quality_matches:
-        labels[wanted] = 1
-    return matches, labels
-
-
-def matched_boxes(boxes: Tensor, matches: Tensor, anchors: Tensor) -> Tensor:
-    """Box of each anchor's match, [A, 4]; zeros without boxes."""
-    return boxes[matches] if len(boxes) else torch.zeros_like(anchors)
+def match_anchors(matcher: Matcher, anchors: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """What ``matcher`` finds for anchors [A, 4] on every page: indices of boxes and labels (1, 0, -1), each [B, A]."""
+    low, high = matcher.thresholds[1], matcher.thresholds[-2]
+    rescue = matcher.allow_low_quality_matches
+    matches = match_boxes(targets.boxes, targets.valid, anchors[None], low=low, high=high, rescue=rescue)
+    labels = torch.where(matches >= 0, 1, torch.where(matches == BACKGROUND, 0, -1))
+    return matches.clamp(min=0), labels

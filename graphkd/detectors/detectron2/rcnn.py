@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from graphkd.batch import Detections, Features, Proposals, RegionPredictions, Targets
 from graphkd.detectors.common import to_float32
 from graphkd.detectors.config import DetectorConfig
-from graphkd.detectors.detectron2.common import Detectron2Detector, instances, match_anchors, matched_boxes
+from graphkd.detectors.detectron2.common import Detectron2Detector, instances, match_anchors
 from graphkd.detectors.detectron2.model import build_rcnn
+from graphkd.detectors.ops.gather import rows
 from graphkd.detectors.protocol import DetectorSpec
 from graphkd.detectors.sampling import SeededSampler
 
@@ -43,45 +44,49 @@ class Detectron2FasterRCNN(Detectron2Detector):
         super().__init__(build_rcnn(config, num_classes, backbone), spec, LEVELS)
         self._anchor_sampler = SeededSampler(config.rpn_batch, 0.5, salt=0)
         self._region_sampler = SeededSampler(config.roi_batch, config.roi_positive_fraction, salt=1)
-        self._seeds: Iterator[int] = iter(())
+        self._seeds: Iterator[Tensor] = iter(())
         self.model.roi_heads._sample_proposals = self._sample_regions
 
     def propose_and_losses(self, features: Features, targets: Targets) -> tuple[Proposals, dict[str, Tensor]]:
         """Return proposals and detectron2's four losses under the names that all adapters use, each [B]."""
-        ground_truth = instances(features, targets)
         with EventStorage():  # required by detectron2's losses
             anchors, logits, deltas = self._propose(features)
             found = self._best(anchors, logits, deltas, features)
-            losses = self._proposal_losses(anchors, logits, deltas, ground_truth, targets.seeds)
-            losses |= self._region_losses(features, found, ground_truth, targets.seeds)
+            losses = self._proposal_losses(anchors, logits, deltas, targets)
+            losses |= self._region_losses(features, found, targets)
         return _proposals(found), losses
 
     def propose(self, features: Features) -> Proposals:
         """Return proposals of the region proposal network, best first."""
         return _proposals(self._best(*self._propose(features), features))
 
-    def pool(self, features: Features, boxes: list[Tensor]) -> Tensor:
-        """RoIAlign of the config: [sum N_i, C, P, P]."""
-        heads = self.model.roi_heads
-        maps = self.maps_of(features, heads.box_in_features)
-        pooled: Tensor = heads.box_pooler(maps, [Boxes(page) for page in boxes])
-        return pooled
+    def pool(self, features: Features, boxes: Tensor) -> Tensor:
+        """RoIAlign of the config: boxes [B, N, 4] -> [B, N, C, P, P]."""
+        return self._pool(features, list(boxes)).unflatten(0, boxes.shape[:2])
 
     def classify(self, pooled: Tensor) -> RegionPredictions:
-        """Return class logits [N, K + 1], background last, and deltas [N, K, 4] with unit coder weights."""
-        logits, deltas = self._heads(pooled)
-        per_class = deltas.unflatten(1, (self.spec.num_classes, 4))
+        """Return class logits [..., K + 1], background last, and deltas [..., K, 4] with unit coder weights."""
+        shape = pooled.shape[:-3]
+        logits, deltas = self._heads(pooled.flatten(0, -4))
+        per_class = deltas.view(*shape, self.spec.num_classes, 4)
         weights = self.model.roi_heads.box_predictor.box2box_transform.weights
-        return RegionPredictions(logits=logits, deltas=per_class / per_class.new_tensor(weights))
+        return RegionPredictions(logits=logits.view(*shape, -1), deltas=per_class / per_class.new_tensor(weights))
 
     def detect(self, features: Features) -> list[Detections]:
         """Return detections after NMS per class, best first."""
         proposals = self._best(*self._propose(features), features)
-        predictions = self._heads(self.pool(features, [page.proposal_boxes.tensor for page in proposals]))
+        predictions = self._heads(self._pool(features, [page.proposal_boxes.tensor for page in proposals]))
         found, _ = self.model.roi_heads.box_predictor.inference(predictions, proposals)
         return [
             Detections(boxes=page.pred_boxes.tensor, scores=page.scores, classes=page.pred_classes) for page in found
         ]
+
+    def _pool(self, features: Features, boxes: list[Tensor]) -> Tensor:
+        """RoIAlign of boxes [N_i, 4] of each page: [sum N_i, C, P, P]."""
+        heads = self.model.roi_heads
+        maps = self.maps_of(features, heads.box_in_features)
+        pooled: Tensor = heads.box_pooler(maps, [Boxes(page) for page in boxes])
+        return pooled
 
     def _heads(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         heads = self.model.roi_heads
@@ -117,52 +122,30 @@ class Detectron2FasterRCNN(Detectron2Detector):
         )
 
     def _proposal_losses(
-        self,
-        anchors: list[Boxes],
-        logits: list[Tensor],
-        deltas: list[Tensor],
-        ground_truth: list[Instances],
-        seeds: list[int],
+        self, anchors: list[Boxes], logits: list[Tensor], deltas: list[Tensor], targets: Targets
     ) -> dict[str, Tensor]:
-        rpn, self._seeds = self.model.proposal_generator, iter(seeds)
-        labels, matched = self._anchor_targets(Boxes.cat(anchors).tensor, ground_truth)
-        losses = []
-        for page in range(len(ground_truth)):
+        rpn, losses = self.model.proposal_generator, []
+        matches, fit = match_anchors(rpn.anchor_matcher, Boxes.cat(anchors).tensor, targets)
+        sampled, matched = self._sampled(self._anchor_sampler, fit, targets.seeds), rows(targets.boxes, matches)
+        for page in range(len(fit)):
             page_logits, page_deltas = ([level[page : page + 1] for level in part] for part in (logits, deltas))
-            losses.append(rpn.losses(anchors, page_logits, [labels[page]], page_deltas, [matched[page]]))
+            losses.append(rpn.losses(anchors, page_logits, [sampled[page]], page_deltas, [matched[page]]))
         return {
             "loss_objectness": torch.stack([page["loss_rpn_cls"] for page in losses]),
             "loss_rpn_box": torch.stack([page["loss_rpn_loc"] for page in losses]),
         }
 
-    def _anchor_targets(self, anchors: Tensor, ground_truth: list[Instances]) -> tuple[list[Tensor], list[Tensor]]:
-        """Like ``RPN.label_and_sample_anchors``, in bounded memory: sampled labels [A] and matched boxes [A, 4]."""
-        labels, boxes = [], []
-        for page in ground_truth:
-            truth = page.gt_boxes.tensor
-            matches, fit = match_anchors(self.model.proposal_generator.anchor_matcher, truth, anchors)
-            labels.append(self._sample_anchors(fit))
-            boxes.append(matched_boxes(truth, matches, anchors))
-        return labels, boxes
-
-    def _region_losses(
-        self, features: Features, proposals: list[Instances], ground_truth: list[Instances], seeds: list[int]
-    ) -> dict[str, Tensor]:
-        heads, self._seeds = self.model.roi_heads, iter(seeds)
-        sampled = heads.label_and_sample_proposals(proposals, ground_truth)
+    def _region_losses(self, features: Features, proposals: list[Instances], targets: Targets) -> dict[str, Tensor]:
+        heads, self._seeds = self.model.roi_heads, iter(targets.seeds.split(1))
+        sampled = heads.label_and_sample_proposals(proposals, instances(features, targets))
         counts = [len(page) for page in sampled]
-        logits, deltas = self._heads(self.pool(features, [page.proposal_boxes.tensor for page in sampled]))
+        logits, deltas = self._heads(self._pool(features, [page.proposal_boxes.tensor for page in sampled]))
         pages = zip(logits.split(counts), deltas.split(counts), sampled, strict=True)
         losses = [heads.box_predictor.losses((scores, page_deltas), [page]) for scores, page_deltas, page in pages]
         return {
             "loss_class": torch.stack([page["loss_cls"] for page in losses]),
             "loss_box": torch.stack([page["loss_box_reg"] for page in losses]),
         }
-
-    def _sample_anchors(self, label: Tensor) -> Tensor:
-        """Replaces ``RPN._subsample_labels``: labels 1 or 0 [A], and -1 for anchors outside the sample."""
-        positive, negative = self._sample(self._anchor_sampler, label)
-        return torch.where(positive, 1, torch.where(negative, 0, -1)).to(label.dtype)
 
     def _sample_regions(self, matched: Tensor, fit: Tensor, true_classes: Tensor) -> tuple[Tensor, Tensor]:
         """Replaces ``ROIHeads._sample_proposals``: indices [S] and classes [S], K for background."""
@@ -171,18 +154,20 @@ class Detectron2FasterRCNN(Detectron2Detector):
         if len(true_classes):
             classes = classes.masked_fill(fit == 0, background).masked_fill(fit == -1, -1)
         labels = torch.where(classes == background, 0, torch.where(classes >= 0, 1, -1))
-        positive, negative = self._sample(self._region_sampler, labels)
-        chosen = torch.cat([positive.nonzero()[:, 0], negative.nonzero()[:, 0]])
+        (kept,) = self._sampled(self._region_sampler, labels[None], next(self._seeds))
+        chosen = torch.cat([(kept == 1).nonzero()[:, 0], (kept == 0).nonzero()[:, 0]])
         return chosen, classes[chosen]
 
-    def _sample(self, sampler: SeededSampler, labels: Tensor) -> tuple[Tensor, Tensor]:
-        sampler.seeds = [next(self._seeds)]
-        (positive,), (negative,) = sampler([labels])
-        return positive.bool(), negative.bool()
+    @staticmethod
+    def _sampled(sampler: SeededSampler, labels: Tensor, seeds: Tensor) -> Tensor:
+        """Labels [B, A], and -1 for entries outside the sample, as detectron2 takes them."""
+        sampled = sampler.sample(labels, seeds)
+        chosen = torch.zeros(len(labels), labels.shape[1] + 1, dtype=torch.bool, device=labels.device)
+        index = sampled.indices.masked_fill(~sampled.valid, labels.shape[1])  # the last column collects padding
+        return torch.where(chosen.scatter(1, index, value=True)[:, :-1], labels, -1)
 
 
 def _proposals(found: list[Instances]) -> Proposals:
-    return Proposals(
-        boxes=[page.proposal_boxes.tensor for page in found],
-        scores=[page.objectness_logits.sigmoid() for page in found],
+    return Proposals.from_lists(
+        [page.proposal_boxes.tensor for page in found], [page.objectness_logits.sigmoid() for page in found]
     )

@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from detectron2.layers import batched_nms
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from graphkd.batch import Detections, Features, Proposals, Targets
 from graphkd.detectors.common import to_float32
 from graphkd.detectors.config import DetectorConfig
-from graphkd.detectors.detectron2.common import Detectron2Detector, instances, match_anchors, matched_boxes
+from graphkd.detectors.detectron2.common import Detectron2Detector, match_anchors
 from graphkd.detectors.detectron2.model import build_retinanet
+from graphkd.detectors.ops.gather import rows
 from graphkd.detectors.protocol import DetectorSpec
 
 LEVELS = {"p3": "0", "p4": "1", "p5": "2", "p6": "p6", "p7": "p7"}
@@ -47,7 +48,7 @@ class Detectron2RetinaNet(Detectron2Detector):
         """Return proposals and the focal and box losses, each [B] and normalised by the page's foreground anchors."""
         anchors, logits, deltas = self._heads(features)
         with EventStorage():  # required by detectron2's losses
-            labels, boxes = self._anchor_targets(Boxes.cat(anchors).tensor, instances(features, targets))
+            labels, boxes = self._anchor_targets(Boxes.cat(anchors).tensor, targets)
             losses = [
                 self.model.losses(anchors, _page(logits, page), [labels[page]], _page(deltas, page), [boxes[page]])
                 for page in range(len(labels))
@@ -62,10 +63,10 @@ class Detectron2RetinaNet(Detectron2Detector):
         """Return boxes of the most confident anchors, best first."""
         return self._proposals(*self._heads(features), features)
 
-    def pool(self, features: Features, boxes: list[Tensor]) -> Tensor:
-        """RoIAlign of the config: [sum N_i, C, P, P]."""
+    def pool(self, features: Features, boxes: Tensor) -> Tensor:
+        """RoIAlign of the config: boxes [B, N, 4] -> [B, N, C, P, P]."""
         pooled: Tensor = self.region_pool(self.maps_of(features, POOLED), [Boxes(page) for page in boxes])
-        return pooled
+        return pooled.unflatten(0, boxes.shape[:2])
 
     def classify(self, pooled: Tensor) -> None:
         """RetinaNet has no head for arbitrary regions."""
@@ -90,16 +91,11 @@ class Detectron2RetinaNet(Detectron2Detector):
         return self.model.anchor_generator(maps), logits, deltas
 
     @torch.no_grad()
-    def _anchor_targets(self, anchors: Tensor, ground_truth: list[Instances]) -> tuple[list[Tensor], list[Tensor]]:
-        """Like ``RetinaNet.label_anchors``, in bounded memory: classes [A], K for background, and boxes [A, 4]."""
-        labels, boxes = [], []
-        for page in ground_truth:
-            truth = page.gt_boxes.tensor
-            matches, fit = match_anchors(self.model.anchor_matcher, truth, anchors)
-            classes = page.gt_classes[matches] if len(truth) else torch.full_like(matches, self.spec.num_classes)
-            labels.append(classes.masked_fill(fit == 0, self.spec.num_classes).masked_fill(fit == -1, -1))
-            boxes.append(matched_boxes(truth, matches, anchors))
-        return labels, boxes
+    def _anchor_targets(self, anchors: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Like ``RetinaNet.label_anchors`` for all pages: classes [B, A], K for background, and boxes [B, A, 4]."""
+        matches, fit = match_anchors(self.model.anchor_matcher, anchors, targets)
+        classes = targets.classes.gather(1, matches).masked_fill(fit == 0, self.spec.num_classes)
+        return classes.masked_fill(fit == -1, -1), rows(targets.boxes, matches)
 
     @torch.no_grad()
     def _proposals(
@@ -109,7 +105,7 @@ class Detectron2RetinaNet(Detectron2Detector):
         confidence = torch.cat([level.sigmoid().amax(dim=-1) for level in logits], dim=1)
         pages = zip(confidence, torch.cat(deltas, dim=1), features.image_sizes, strict=True)
         found = [self._page_proposals(scores, own, all_anchors, size) for scores, own, size in pages]
-        return Proposals(boxes=[boxes for boxes, _ in found], scores=[scores for _, scores in found])
+        return Proposals.from_lists([boxes for boxes, _ in found], [scores for _, scores in found])
 
     def _page_proposals(
         self, scores: Tensor, deltas: Tensor, anchors: Tensor, size: tuple[int, int]

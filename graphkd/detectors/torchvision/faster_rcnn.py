@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, smooth_l1_loss
 from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection._utils import encode_boxes
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign
 
 from graphkd.batch import Detections, Features, Proposals, RegionPredictions, Targets
+from graphkd.boxes import clip_to_pages
 from graphkd.detectors.common import to_float32
 from graphkd.detectors.config import DetectorConfig
+from graphkd.detectors.ops.gather import rows, valid_rows
+from graphkd.detectors.ops.matching import BACKGROUND, match_boxes
+from graphkd.detectors.ops.suppression import suppress
 from graphkd.detectors.protocol import DetectorSpec
-from graphkd.detectors.sampling import SeededSampler
-from graphkd.detectors.torchvision.common import TorchvisionDetector, torchvision_targets
-from graphkd.detectors.torchvision.matching import match_anchors
-from graphkd.detectors.torchvision.regions import anchor_generator
+from graphkd.detectors.sampling import Sampled, SeededSampler
+from graphkd.detectors.torchvision.common import TorchvisionDetector
+from graphkd.detectors.torchvision.regions import anchor_generator, region_pool
 
 if TYPE_CHECKING:
     from graphkd.detectors.backbones import PyramidBackbone
 
-RPN_BETA = 1 / 9  # of the smooth L1 loss of proposals, as in torchvision
+BETA = 1 / 9  # of the smooth L1 losses, as in torchvision
+MIN_SIDE = 1e-3  # px; smaller proposals are dropped, as in torchvision
+FOREGROUND_IOU = 0.5  # of regions
+REGION_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of the deltas of regions; those of proposals are 1
 POOLED_LEVELS = ["0", "1", "2", "3"]  # P2-P5; P6 only proposes (Lin et al., CVPR 2017)
 
 
@@ -33,6 +41,7 @@ class FasterRCNNDetector(TorchvisionDetector):
     """Faster R-CNN with a feature pyramid; torchvision has the background class first, the interface last."""
 
     CLASS_LAYERS = ("model.roi_heads.box_predictor.",)
+    region_weights: Tensor
 
     def __init__(self, backbone: PyramidBackbone, config: DetectorConfig, num_classes: int) -> None:
         spec = DetectorSpec(
@@ -43,108 +52,157 @@ class FasterRCNNDetector(TorchvisionDetector):
             framework="torchvision",
             classifies_regions=config.classifies_regions,
         )
-        super().__init__(_build_model(backbone, config, num_classes), spec, config, POOLED_LEVELS)
-        self.model.roi_heads.box_roi_pool = self.region_pool
-        rpn, roi_heads = self.model.rpn, self.model.roi_heads
-        rpn.fg_bg_sampler = SeededSampler(config.rpn_batch, 0.5, salt=0)
-        roi_heads.fg_bg_sampler = SeededSampler(config.roi_batch, config.roi_positive_fraction, salt=1)
+        pool = region_pool(config, POOLED_LEVELS, first_stride=4)
+        super().__init__(_build_model(backbone, config, num_classes), spec, config, pool)
+        self.anchor_sampler = SeededSampler(config.rpn_batch, 0.5, salt=0)
+        self.region_sampler = SeededSampler(config.roi_batch, config.roi_positive_fraction, salt=1)
+        self.register_buffer("region_weights", torch.tensor(REGION_WEIGHTS), persistent=False)
 
     def propose_and_losses(self, features: Features, targets: Targets) -> tuple[Proposals, dict[str, Tensor]]:
         """Return proposals and the four losses of Faster R-CNN, each [B] and normalised within its page."""
-        ground_truth = torchvision_targets(targets, first_class=1)
-        proposals, losses = self._proposals(features, ground_truth, targets.seeds)
-        losses |= self._region_losses(features, proposals.boxes, ground_truth, targets.seeds)
-        return proposals, losses
+        outputs = self._propose(features)
+        proposals = self._best(*outputs, features.sizes)
+        losses = self._proposal_losses(*outputs, targets)
+        return proposals, losses | self._region_losses(features, proposals, targets)
 
     def propose(self, features: Features) -> Proposals:
         """Return proposals of the region proposal network, best first."""
-        return self._proposals(features, None, [])[0]
+        return self._best(*self._propose(features), features.sizes)
 
     def classify(self, pooled: Tensor) -> RegionPredictions:
-        """Return class logits [N, K + 1], background last, and deltas [N, K, 4] with unit coder weights."""
-        heads = self.model.roi_heads
+        """Return class logits [..., K + 1], background last, and deltas [..., K, 4] with unit coder weights."""
         logits, deltas = self._heads(pooled)
-        logits = torch.cat([logits[:, 1:], logits[:, :1]], dim=1)
-        per_class = deltas.view(len(deltas), -1, 4)[:, 1:]
-        return RegionPredictions(logits=logits, deltas=per_class / per_class.new_tensor(heads.box_coder.weights))
+        logits = torch.cat([logits[..., 1:], logits[..., :1]], dim=-1)
+        return RegionPredictions(logits=logits, deltas=deltas[..., 1:, :] / self.region_weights)
 
     def detect(self, features: Features) -> list[Detections]:
         """Return detections after NMS per class, best first."""
-        heads, boxes = self.model.roi_heads, self.propose(features).boxes
-        logits, deltas = self._heads(self.pool(features, boxes))
-        found = heads.postprocess_detections(logits, deltas, boxes, features.image_sizes)
+        heads, found = self.model.roi_heads, self.propose(features)
+        logits, deltas = self._heads(self.pool(features, found.boxes))
+        boxes = [page[valid] for page, valid in zip(found.boxes, found.valid, strict=True)]
+        detected = heads.postprocess_detections(
+            logits[found.valid], deltas.flatten(2)[found.valid], boxes, features.image_sizes
+        )
         return [
             Detections(boxes=page_boxes, scores=scores, classes=labels - 1)
-            for page_boxes, scores, labels in zip(*found, strict=True)
+            for page_boxes, scores, labels in zip(*detected, strict=True)
         ]
 
     def _heads(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        heads = self.model.roi_heads
-        logits, deltas = heads.box_predictor(heads.box_head(pooled))
-        return logits.float(), deltas.float()
+        """Logits [..., 1 + K] and deltas [..., 1 + K, 4], background first, of regions [..., C, P, P]."""
+        heads, shape = self.model.roi_heads, pooled.shape[:-3]
+        logits, deltas = heads.box_predictor(heads.box_head(pooled.flatten(0, -4)))
+        return logits.float().view(*shape, -1), deltas.float().view(*shape, -1, 4)
 
-    def _proposals(
-        self, features: Features, ground_truth: list[dict[str, Tensor]] | None, seeds: list[int]
-    ) -> tuple[Proposals, dict[str, Tensor]]:
-        rpn = self.model.rpn
-        objectness, deltas = map(to_float32, rpn.head(list(features.maps.values())))
+    def _propose(self, features: Features) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+        """Objectness [B, A], deltas [B, A, 4], anchors [A, 4] and the number of anchors of each level."""
+        objectness, deltas = map(to_float32, self.model.rpn.head(list(features.maps.values())))
         per_level = [level[0].numel() for level in objectness]
+        pages = len(features.sizes)
         objectness, deltas = concat_box_prediction_layers(objectness, deltas)
-        anchors = self.anchors(features)
-        boxes = rpn.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
-        kept, scores = rpn.filter_proposals(boxes, objectness, features.image_sizes, per_level)
-        proposals = Proposals(boxes=kept, scores=scores)
-        if ground_truth is None:
-            return proposals, {}
-        return proposals, self._proposal_losses(objectness, deltas, anchors, ground_truth, seeds)
+        return objectness.view(pages, -1), deltas.view(pages, -1, 4), self.anchors(features), per_level
+
+    @torch.no_grad()
+    def _best(
+        self, objectness: Tensor, deltas: Tensor, anchors: Tensor, per_level: list[int], sizes: Tensor
+    ) -> Proposals:
+        """What is left of each level's best anchors after suppression within the level, as in torchvision."""
+        rpn, parts = self.model.rpn, []
+        for logits, boxes in self._best_of_levels(objectness, deltas, anchors, per_level):
+            levels = len(boxes) // len(sizes)
+            clipped = clip_to_pages(boxes, sizes.repeat(levels, 1))
+            sides, scores = clipped[..., 2:] - clipped[..., :2], logits.sigmoid()
+            usable = (sides >= MIN_SIDE).all(dim=-1) & (scores >= rpn.score_thresh)
+            kept = suppress(clipped, usable, rpn.nms_thresh)
+            parts.append([_by_page(part, levels) for part in (clipped, scores, kept)])
+        boxes, scores, kept = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        order = scores.masked_fill(~kept, -1).argsort(dim=1, descending=True, stable=True)
+        order = order[:, : rpn.post_nms_top_n()]
+        valid = rows(kept, order)
+        return Proposals(boxes=valid_rows(boxes, order, valid), scores=valid_rows(scores, order, valid), valid=valid)
+
+    def _best_of_levels(
+        self, objectness: Tensor, deltas: Tensor, anchors: Tensor, per_level: list[int]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits [L x B, k] and boxes [L x B, k, 4] of the best anchors, together for L levels of the same k."""
+        rpn, found, start = self.model.rpn, [], 0
+        for count in per_level:
+            logits, index = objectness[:, start : start + count].topk(min(count, rpn.pre_nms_top_n()), dim=1)
+            index = index + start
+            own = rows(deltas, index).flatten(0, 1)
+            boxes = rpn.box_coder.decode_single(own, anchors[index].flatten(0, 1))
+            found.append((logits, boxes.view(*index.shape, 4)))
+            start += count
+        for _, group in groupby(found, key=lambda level: level[0].shape[1]):
+            logits_of, boxes_of = zip(*group, strict=True)
+            yield torch.cat(logits_of), torch.cat(boxes_of)
 
     def _proposal_losses(
-        self,
-        objectness: Tensor,
-        deltas: Tensor,
-        anchors: list[Tensor],
-        ground_truth: list[dict[str, Tensor]],
-        seeds: list[int],
+        self, objectness: Tensor, deltas: Tensor, anchors: Tensor, _: list[int], targets: Targets
     ) -> dict[str, Tensor]:
-        rpn, pages = self.model.rpn, len(anchors)
-        labels, matched = self._anchor_targets(anchors, ground_truth)
-        sampled = rpn.fg_bg_sampler.sample(labels, seeds)
+        matches = self._match_anchors(anchors, targets)
+        labels = torch.where(matches >= 0, 1, torch.where(matches == BACKGROUND, 0, -1))
+        sampled = self.anchor_sampler.sample(labels, targets.seeds)
         counts = sampled.valid.sum(dim=1).clamp(min=1)
-        logits = objectness.view(pages, -1).gather(1, sampled.indices)
+        logits = objectness.gather(1, sampled.indices)
         errors = binary_cross_entropy_with_logits(logits, sampled.positive.to(logits.dtype), reduction="none")
-        index = sampled.indices[..., None].expand(-1, -1, 4)
-        boxes, own = matched.gather(1, index).flatten(0, 1), torch.stack(anchors).gather(1, index).flatten(0, 1)
-        expected = rpn.box_coder.encode_single(boxes, own).view(index.shape)
-        predicted = deltas.view(pages, -1, 4).gather(1, index)
-        box_errors = smooth_l1_loss(predicted, expected, beta=RPN_BETA, reduction="none").sum(dim=-1)
+        truth = rows(targets.boxes, matches.gather(1, sampled.indices).clamp(min=0))
+        expected = self._encode(truth, anchors[sampled.indices], torch.ones_like(self.region_weights))
+        box_errors = _box_errors(rows(deltas, sampled.indices), expected, sampled)
         return {
             "loss_objectness": errors.masked_fill(~sampled.valid, 0).sum(dim=1) / counts,
-            "loss_rpn_box": box_errors.masked_fill(~sampled.positive, 0).sum(dim=1) / counts,
+            "loss_rpn_box": box_errors / counts,
         }
 
-    def _anchor_targets(self, anchors: list[Tensor], ground_truth: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Labels [B, A], 1 for foreground, 0 for background and -1 for neither, and matched boxes [B, A, 4]."""
-        matcher, labels, matched = self.model.rpn.proposal_matcher, [], []
-        for own, truth in zip(anchors, ground_truth, strict=True):
-            matches = match_anchors(matcher, truth["boxes"], own)
-            background = torch.where(matches == matcher.BELOW_LOW_THRESHOLD, 0.0, -1.0)
-            labels.append(torch.where(matches >= 0, 1.0, background))
-            boxes = truth["boxes"] if len(truth["boxes"]) else own.new_zeros(1, 4)
-            matched.append(boxes[matches.clamp(min=0)])
-        return torch.stack(labels), torch.stack(matched)
+    def _match_anchors(self, anchors: Tensor, targets: Targets) -> Tensor:
+        """Index of each anchor's ground truth [B, A], negative for background and for neither."""
+        matcher = self.model.rpn.proposal_matcher
+        low, high = matcher.low_threshold, matcher.high_threshold
+        return match_boxes(targets.boxes, targets.valid, anchors[None], low=low, high=high, rescue=True)
 
-    def _region_losses(
-        self, features: Features, proposals: list[Tensor], ground_truth: list[dict[str, Tensor]], seeds: list[int]
-    ) -> dict[str, Tensor]:
-        heads = self.model.roi_heads
-        heads.fg_bg_sampler.seeds = seeds
-        boxes, _, labels, regression = heads.select_training_samples(list(proposals), ground_truth)
-        counts = [len(page) for page in boxes]
+    def _region_losses(self, features: Features, proposals: Proposals, targets: Targets) -> dict[str, Tensor]:
+        boxes, classes, expected, sampled = self._sample_regions(proposals, targets)
         logits, deltas = self._heads(self.pool(features, boxes))
-        pages = zip(logits.split(counts), deltas.split(counts), labels, regression, strict=True)
-        losses = [fastrcnn_loss(page[0], page[1], [page[2]], [page[3]]) for page in pages]
-        class_losses, box_losses = zip(*losses, strict=True)
-        return {"loss_class": torch.stack(class_losses), "loss_box": torch.stack(box_losses)}
+        counts = sampled.valid.sum(dim=1).clamp(min=1)
+        errors = cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none").view_as(classes)
+        predicted = rows(deltas.flatten(0, 1), classes.view(-1, 1)).view_as(expected)
+        return {
+            "loss_class": errors.masked_fill(~sampled.valid, 0).sum(dim=1) / counts,
+            "loss_box": _box_errors(predicted, expected, sampled) / counts,
+        }
+
+    @torch.no_grad()
+    def _sample_regions(self, proposals: Proposals, targets: Targets) -> tuple[Tensor, Tensor, Tensor, Sampled]:
+        """Boxes [B, S, 4] from proposals and ground truth, their classes [B, S], 0 for background, and deltas."""
+        boxes = torch.cat([proposals.boxes, targets.boxes], dim=1)
+        valid = torch.cat([proposals.valid, targets.valid], dim=1)
+        iou = FOREGROUND_IOU
+        matches = match_boxes(targets.boxes, targets.valid, boxes, low=iou, high=iou, rescue=False)
+        truth = matches.clamp(min=0)
+        labels = torch.where(matches >= 0, targets.classes.gather(1, truth) + 1, 0)
+        sampled = self.region_sampler.sample(labels.masked_fill(~valid, -1), targets.seeds)
+        classes = labels.gather(1, sampled.indices).masked_fill(~sampled.valid, 0)
+        chosen = rows(boxes, sampled.indices)
+        expected = self._encode(rows(targets.boxes, truth.gather(1, sampled.indices)), chosen, self.region_weights)
+        return chosen, classes, expected, sampled
+
+    @staticmethod
+    def _encode(truth: Tensor, boxes: Tensor, weights: Tensor) -> Tensor:
+        """Deltas [B, S, 4] from boxes to ground truth; not finite where one of them has no area."""
+        deltas: Tensor = encode_boxes(truth.flatten(0, 1), boxes.flatten(0, 1), weights)
+        return deltas.view_as(truth)
+
+
+def _by_page(values: Tensor, levels: int) -> Tensor:
+    """[L x B, k, ...] -> [B, L x k, ...]."""
+    return values.unflatten(0, (levels, -1)).transpose(0, 1).flatten(1, 2)
+
+
+def _box_errors(predicted: Tensor, expected: Tensor, sampled: Sampled) -> Tensor:
+    """Sum of the smooth L1 errors [B] of the positives."""
+    expected = expected.masked_fill(~sampled.positive[..., None], 0)  # of a box without area it is not finite
+    errors = smooth_l1_loss(predicted, expected, beta=BETA, reduction="none").sum(dim=-1)
+    return errors.masked_fill(~sampled.positive, 0).sum(dim=1)
 
 
 def _build_model(backbone: PyramidBackbone, config: DetectorConfig, num_classes: int) -> FasterRCNN:

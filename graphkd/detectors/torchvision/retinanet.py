@@ -6,15 +6,20 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import l1_loss
 from torchvision.models.detection import RetinaNet
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.models.detection._utils import encode_boxes
+from torchvision.ops import sigmoid_focal_loss
 
 from graphkd.batch import Detections, Features, Proposals, Targets
+from graphkd.boxes import clip_to_pages
 from graphkd.detectors.config import DetectorConfig
+from graphkd.detectors.ops.gather import first_rows, rows, valid_rows
+from graphkd.detectors.ops.matching import IGNORED, match_boxes
+from graphkd.detectors.ops.suppression import suppress
 from graphkd.detectors.protocol import DetectorSpec
-from graphkd.detectors.torchvision.common import TorchvisionDetector, torchvision_targets
-from graphkd.detectors.torchvision.matching import match_anchors
-from graphkd.detectors.torchvision.regions import anchor_generator
+from graphkd.detectors.torchvision.common import TorchvisionDetector
+from graphkd.detectors.torchvision.regions import anchor_generator, region_pool
 
 if TYPE_CHECKING:
     from graphkd.detectors.backbones import PyramidBackbone
@@ -36,24 +41,19 @@ class RetinaNetDetector(TorchvisionDetector):
             framework="torchvision",
             classifies_regions=config.classifies_regions,
         )
-        super().__init__(_build_model(backbone, config, num_classes), spec, config, POOLED_LEVELS)
+        pool = region_pool(config, POOLED_LEVELS, first_stride=8)
+        super().__init__(_build_model(backbone, config, num_classes), spec, config, pool)
         self.max_proposals = config.rpn_proposals
         self.proposal_nms_iou = config.rpn_nms_iou
 
     def propose_and_losses(self, features: Features, targets: Targets) -> tuple[Proposals, dict[str, Tensor]]:
         """Return proposals and the focal and box losses, each [B] and normalised by the page's foreground anchors."""
         outputs, anchors = self._heads(features), self.anchors(features)
-        ground_truth = torchvision_targets(targets, first_class=0)
-        losses = [self._page_losses(outputs, anchors, ground_truth, page) for page in range(len(anchors))]
-        by_name = {
-            "loss_class": torch.stack([page["classification"] for page in losses]),
-            "loss_box": torch.stack([page["bbox_regression"] for page in losses]),
-        }
-        return self._proposals(outputs, anchors, features.image_sizes), by_name
+        return self._proposals(outputs, anchors, features.sizes), self._losses(outputs, anchors, targets)
 
     def propose(self, features: Features) -> Proposals:
         """Return boxes of the most confident anchors, best first."""
-        return self._proposals(self._heads(features), self.anchors(features), features.image_sizes)
+        return self._proposals(self._heads(features), self.anchors(features), features.sizes)
 
     def classify(self, pooled: Tensor) -> None:
         """RetinaNet has no head for arbitrary regions."""
@@ -62,9 +62,10 @@ class RetinaNetDetector(TorchvisionDetector):
     def detect(self, features: Features) -> list[Detections]:
         """Return detections after NMS per class, best first."""
         outputs, anchors = self._heads(features), self.anchors(features)
+        pages = len(features.sizes)
         per_level = [level.shape[-2] * level.shape[-1] * self._anchors_per_cell() for level in features.maps.values()]
         by_level = {name: list(output.split(per_level, dim=1)) for name, output in outputs.items()}
-        anchors_by_level = [list(page.split(per_level)) for page in anchors]
+        anchors_by_level = [list(anchors.split(per_level))] * pages
         found = self.model.postprocess_detections(by_level, anchors_by_level, features.image_sizes)
         return [Detections(boxes=page["boxes"], scores=page["scores"], classes=page["labels"]) for page in found]
 
@@ -75,34 +76,42 @@ class RetinaNetDetector(TorchvisionDetector):
     def _anchors_per_cell(self) -> int:
         return self.model.anchor_generator.num_anchors_per_location()[0]
 
-    def _page_losses(
-        self, outputs: dict[str, Tensor], anchors: list[Tensor], ground_truth: list[dict[str, Tensor]], page: int
-    ) -> dict[str, Tensor]:
-        own = {name: output[page : page + 1] for name, output in outputs.items()}
-        matches = match_anchors(self.model.proposal_matcher, ground_truth[page]["boxes"], anchors[page])
-        return self.model.head.compute_loss([ground_truth[page]], own, [anchors[page]], [matches])
+    def _losses(self, outputs: dict[str, Tensor], anchors: Tensor, targets: Targets) -> dict[str, Tensor]:
+        matches = self._match_anchors(anchors, targets)
+        foreground, truth = matches >= 0, matches.clamp(min=0)
+        counts = foreground.sum(dim=1).clamp(min=1)
+        logits = outputs["cls_logits"]
+        classes = targets.classes.gather(1, truth).masked_fill(~foreground, -1)
+        expected = (classes[..., None] == torch.arange(logits.shape[-1], device=logits.device)).to(logits.dtype)
+        errors = sigmoid_focal_loss(logits, expected).sum(dim=-1)
+        deltas = self._encode(rows(targets.boxes, truth), anchors).masked_fill(~foreground[..., None], 0)
+        box_errors = l1_loss(outputs["bbox_regression"], deltas, reduction="none").sum(dim=-1)
+        return {
+            "loss_class": errors.masked_fill(matches == IGNORED, 0).sum(dim=1) / counts,
+            "loss_box": box_errors.masked_fill(~foreground, 0).sum(dim=1) / counts,
+        }
+
+    def _match_anchors(self, anchors: Tensor, targets: Targets) -> Tensor:
+        """Index of each anchor's ground truth [B, A], negative for background and for neither."""
+        matcher = self.model.proposal_matcher
+        low, high = matcher.low_threshold, matcher.high_threshold
+        return match_boxes(targets.boxes, targets.valid, anchors[None], low=low, high=high, rescue=True)
+
+    def _encode(self, truth: Tensor, anchors: Tensor) -> Tensor:
+        """Deltas [B, A, 4] from anchors to ground truth; not finite for padding."""
+        repeated = anchors.expand_as(truth).flatten(0, 1)
+        deltas: Tensor = encode_boxes(truth.flatten(0, 1), repeated, torch.ones_like(anchors[0]))
+        return deltas.view_as(truth)
 
     @torch.no_grad()
-    def _proposals(
-        self, outputs: dict[str, Tensor], anchors: list[Tensor], image_sizes: list[tuple[int, int]]
-    ) -> Proposals:
-        confidence = outputs["cls_logits"].sigmoid().amax(dim=-1)
-        pages = [
-            self._page_proposals(scores, deltas, page_anchors, size)
-            for scores, deltas, page_anchors, size in zip(
-                confidence, outputs["bbox_regression"], anchors, image_sizes, strict=True
-            )
-        ]
-        return Proposals(boxes=[boxes for boxes, _ in pages], scores=[scores for _, scores in pages])
-
-    def _page_proposals(
-        self, scores: Tensor, deltas: Tensor, anchors: Tensor, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        scores, best = scores.topk(min(len(scores), self.max_proposals))
-        boxes = self.model.box_coder.decode_single(deltas[best], anchors[best])
-        boxes = clip_boxes_to_image(boxes, size)
-        keep = batched_nms(boxes, scores, torch.zeros_like(best), self.proposal_nms_iou)
-        return boxes[keep], scores[keep]
+    def _proposals(self, outputs: dict[str, Tensor], anchors: Tensor, sizes: Tensor) -> Proposals:
+        confidence = outputs["cls_logits"].amax(dim=-1).sigmoid()
+        scores, best = confidence.topk(min(len(anchors), self.max_proposals), dim=1)
+        deltas = rows(outputs["bbox_regression"], best).flatten(0, 1)
+        boxes = self.model.box_coder.decode_single(deltas, anchors[best].flatten(0, 1)).view(*best.shape, 4)
+        boxes = clip_to_pages(boxes, sizes)
+        order, valid = first_rows(suppress(boxes, scores >= 0, self.proposal_nms_iou), best.shape[1])
+        return Proposals(boxes=valid_rows(boxes, order, valid), scores=valid_rows(scores, order, valid), valid=valid)
 
 
 def _build_model(backbone: PyramidBackbone, config: DetectorConfig, num_classes: int) -> RetinaNet:

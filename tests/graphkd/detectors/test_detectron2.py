@@ -79,8 +79,8 @@ def test_both_frameworks_see_the_same(backbone: str) -> None:
     assert not loaded.missing_keys
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (2, 3, *CANVAS), generator=generator, dtype=torch.uint8)
-    sizes = [(128, 96), (100, 80)]
-    boxes = [torch.tensor([[3.0, 4, 60, 40], [10, 10, 20, 90]]), torch.tensor([[1.0, 1, 70, 99]])]
+    sizes = torch.tensor([(128, 96), (100, 80)])
+    boxes = torch.tensor([[[3.0, 4, 60, 40], [10, 10, 20, 90]], [[1.0, 1, 70, 99], [0, 0, 80, 100]]])
     with torch.no_grad():
         first, second = (detector.features(images, sizes) for detector in (ours, theirs))
         torch.testing.assert_close(first.maps, second.maps, **TOLERANCE)
@@ -102,14 +102,14 @@ def test_both_frameworks_see_the_same(backbone: str) -> None:
 def test_backbones_of_timm_are_backbones_of_detectron2(backbone: str, architecture: str) -> None:
     detector = built("detectron2", backbone, architecture=architecture)
     with torch.no_grad():
-        features = detector.features(torch.zeros(1, 3, *CANVAS, dtype=torch.uint8), [CANVAS])
-        pooled = detector.pool(features, [torch.tensor([[3.0, 4, 60, 40]])])
+        features = detector.features(torch.zeros(1, 3, *CANVAS, dtype=torch.uint8), torch.tensor([CANVAS]))
+        pooled = detector.pool(features, torch.tensor([[[3.0, 4, 60, 40]]]))
     names = {"faster_rcnn": ["0", "1", "2", "3", "pool"], "retinanet": ["0", "1", "2", "p6", "p7"]}
     assert list(features.maps) == names[architecture]
     assert [CANVAS[0] // level.shape[-2] for level in features.maps.values()][:3] == (
         [4, 8, 16] if architecture == "faster_rcnn" else [8, 16, 32]
     )
-    assert pooled.shape == (1, 32, 7, 7) and torch.isfinite(pooled).all()
+    assert pooled.shape == (1, 1, 32, 7, 7) and torch.isfinite(pooled).all()
 
 
 @pytest.mark.detectron2
@@ -133,9 +133,10 @@ def test_both_frameworks_sample_the_same_regions_of_a_page() -> None:
     ours, theirs = varied(built("torchvision", "resnet18")), built("detectron2", "resnet18")
     theirs.load_state_dict(convert_framework("detectron2", (), ours.state_dict()))
     images = torch.randint(0, 256, (1, 3, *CANVAS), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    goal = Targets(boxes=[torch.tensor([[10.0, 10, 60, 30]])], classes=[torch.tensor([3])], seeds=[11])
+    goal = Targets.from_lists([torch.tensor([[10.0, 10, 60, 30]])], [torch.tensor([3])], [11])
     losses = [
-        detector.train().propose_and_losses(detector.features(images, [CANVAS]), goal)[1] for detector in (ours, theirs)
+        detector.train().propose_and_losses(detector.features(images, torch.tensor([CANVAS])), goal)[1]
+        for detector in (ours, theirs)
     ]
     assert set(losses[0]) == set(losses[1])
     # Box losses differ: detectron2's are absolute, torchvision's squared near 0.

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from graphkd.batch import RegionPredictions
+from graphkd.boxes import pairwise_iou
 from graphkd.method import (
     GraphConfig,
     LossWeights,
@@ -22,7 +23,7 @@ from graphkd.method import (
     whitening,
 )
 from graphkd.method.adjacency import all_pairs
-from graphkd.method.graph import box_overlaps, node_lengths
+from graphkd.method.graph import node_lengths
 from graphkd.signals import TeacherSignals
 from tests.support.toy import B, C, K, N, statistics, student_side, teacher_signals
 
@@ -106,7 +107,8 @@ def test_ground_truth_that_overlaps_stays_in_the_graph() -> None:
 
 
 def test_overlaps_by_hand() -> None:
-    overlap = box_overlaps(torch.tensor([[[0.0, 0, 2, 2], [1, 0, 3, 2], [5, 5, 5, 5]]]))[0]
+    boxes = torch.tensor([[[0.0, 0, 2, 2], [1, 0, 3, 2], [5, 5, 5, 5]]])
+    overlap = pairwise_iou(boxes, boxes)[0]
     torch.testing.assert_close(overlap, torch.tensor([[1.0, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 0]]))
 
 
