@@ -60,3 +60,11 @@ def dataset_folder(coco_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     out = tmp_path_factory.mktemp("data") / "packed"
     pack(coco_folder / "annotations.json", coco_folder / "images", out, samples_per_shard=4)
     return out
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_files(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What torch.compile and Triton write goes where the tests' other files are."""
+    folder = tmp_path_factory.getbasetemp()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))

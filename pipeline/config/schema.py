@@ -119,14 +119,17 @@ class TeacherConfig(FrozenModel):
 
 
 class ComputeConfig(FrozenModel):
-    """How the student is computed. The teacher and the losses of the method stay in float32."""
+    """How networks are computed. The losses of the method stay in float32."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast precision of the student's network; fp16 scales its loss."""
+    teacher_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast precision of a live teacher's network. Caches and statistics are always computed in fp32."""
     channels_last: bool = False
-    """Use the channels-last memory format, which is faster on GPUs."""
-    compile: bool = False
-    """Compile the parts with fixed shapes, backbone and FPN, with torch.compile."""
+    """Use the channels-last memory format, which is faster on GPUs, and for small networks on CPUs."""
+    compile: bool | Literal["step"] = False
+    """Compile with torch.compile: true for the backbone and FPN, step for all of the forward and backward pass, which
+    takes minutes at the start; not with detectron2."""
     deterministic: bool = False
     """Use deterministic algorithms only, also on a GPU, where some are slower."""
 

@@ -7,6 +7,7 @@ import torch
 from pipeline.cache.cached_teacher import CachedTeacher
 from pipeline.context import RunContext
 from pipeline.teacher.source import LiveTeacher, NoTeacher, SignalSource
+from pipeline.train.precision import DTYPES, prepare_detector
 
 
 def signal_source(context: RunContext, device: torch.device) -> SignalSource:
@@ -16,7 +17,9 @@ def signal_source(context: RunContext, device: torch.device) -> SignalSource:
         return NoTeacher()
     if config.teacher.signals == "live":
         teacher = context.teacher.load(context.dataset.num_classes, device)
-        return LiveTeacher(teacher, config.teacher.nodes, config.method, config.teacher.store == "descriptors")
+        prepare_detector(teacher, config.compute)
+        compress, dtype = config.teacher.store == "descriptors", DTYPES[config.compute.teacher_precision]
+        return LiveTeacher(teacher, config.teacher.nodes, config.method, compress, dtype)
     return open_cache(context)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch.amp.grad_scaler import GradScaler
 
+from graphkd.detectors.sampling import VERSION
 from graphkd.distill import TrainingStep
 from pipeline.core.errors import CheckpointError
 from pipeline.data.loading.resume_state import DataState, load_data_state
@@ -24,6 +26,8 @@ from pipeline.runs.checkpoint import (
 from pipeline.runs.checkpoint_writer import Snapshot, take_snapshot
 from pipeline.runs.metrics import Metrics
 from pipeline.train.precision import WeightEma
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +54,12 @@ class TrainingState:
             return None
         state = load_data_state(checkpoint.state.get("data"), checkpoint.step, str(checkpoint.folder))
         state.check_same_order(self.data, str(checkpoint.folder))
+        if checkpoint.state.get("sampling", 1) != VERSION:
+            log.warning(
+                "%s is of a release that sampled other anchors and regions of a page; the run continues with those of "
+                "this one, so that it does not repeat the losses of an uninterrupted run",
+                checkpoint.folder,
+            )
         restore_module(self.module, load_weights(checkpoint.folder / MODEL), checkpoint.folder)
         restore_optimizer(self.optimizer, checkpoint)
         self._restore_ema(checkpoint)
@@ -76,6 +86,7 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "best_step": best,
             "classes": self.classes,
+            "sampling": VERSION,
         }
         if not metrics.world.is_main:
             return None

@@ -18,11 +18,12 @@ import torch
 import yaml
 
 from pipeline.config import RunConfig
+from pipeline.config.schema import ComputeConfig
 from pipeline.context import RunContext
 from pipeline.runs.checkpoint import MANIFEST, newest_checkpoint
 from pipeline.runs.ledger import read_ledger
 from pipeline.train.run import train_run
-from tests.support.kill_runs import STEPS, Outcome, check, configured, outcome
+from tests.support.kill_runs import STEPS, Outcome, check, configured, outcome, same
 from tests.support.processes import clean_processes, die_at, end_all, processes_of, small_disk, spawn_ranks, wait_for
 from tests.support.runs import build_here
 
@@ -128,6 +129,27 @@ def test_a_distilled_run_ends_as_if_it_was_not_killed(
     unkilled: dict[str, Outcome],
 ) -> None:
     kill(processes, configured(root, dataset_folder, f"killed-{kind}", kind), unkilled[kind], [stage])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_compiled_run_ends_as_if_it_was_not_killed(
+    processes: ForkServerContext, root: Path, dataset_folder: Path, unkilled: dict[str, Outcome]
+) -> None:
+    compute = ComputeConfig(compile="step", deterministic=True)
+    whole, killed = (
+        configured(root, dataset_folder, f"compiled-{name}", "cache").model_copy(update={"compute": compute})
+        for name in ("whole", "killed")
+    )
+    never = ("step", STEPS + 1, True)
+    for config, stage in ((whole, never), (killed, ("step", 3, True)), (killed, never)):
+        child = processes.Process(target=train_and_die, args=(config, *stage))
+        child.start()
+        child.join(280)
+        assert child.exitcode == (0 if stage == never else -signal.SIGKILL)
+    assert same(outcome(killed), outcome(whole))
+    for config in (whole, killed):
+        shutil.rmtree(config.folder)
 
 
 @pytest.mark.slow

@@ -96,7 +96,8 @@ def test_other_numbers_of_ranks_give_the_same_losses(
         end_ranks(processes)
     assert codes == [0] * ranks, errors
     assert read_ledger(many.folder) == read_ledger(one.folder)
-    assert losses(many.folder) == pytest.approx(losses(one.folder), rel=1e-5)
+    # Rounding can exchange two proposals of equal score, and with them a sampled region.
+    assert losses(many.folder) == pytest.approx(losses(one.folder), rel=1e-4)
 
 
 def test_a_batch_that_cannot_be_cut_so_is_refused_with_the_nearest(dataset_folder: Path, tmp_path: Path) -> None:
@@ -168,17 +169,37 @@ def test_a_loss_too_large_for_fp16_is_scaled_down_and_its_step_left_out(folder: 
 
 @pytest.mark.parametrize(
     "compute",
-    [{"channels_last": True}, pytest.param({"compile": True}, marks=pytest.mark.slow)],
-    ids=["channels_last", "compile"],
+    [
+        {"channels_last": True},
+        pytest.param({"compile": True}, marks=pytest.mark.slow),
+        pytest.param({"compile": "step"}, marks=pytest.mark.slow),
+    ],
+    ids=["channels_last", "backbone", "step"],
 )
 def test_memory_format_and_compilation_change_rounding_only(
-    compute: dict[str, bool], folder: Path, dataset_folder: Path
+    compute: dict[str, Any], folder: Path, dataset_folder: Path
 ) -> None:
-    name = next(iter(compute))
+    name = "-".join(map(str, *compute.items()))
     config = student(folder, dataset_folder, name, schedule={"batch": 4, "reference_batch": 4}, compute=compute)
     train_run(RunContext(config))
     assert losses(config.folder) == pytest.approx(losses(folder / "plain"), rel=1e-4)
     assert tensors(config.folder).keys() == tensors(folder / "plain").keys()
+
+
+@pytest.mark.parametrize("nodes", ["teacher", "student"])
+def test_a_live_teacher_in_half_precision_gives_nearly_the_same(
+    nodes: str, folder: Path, dataset_folder: Path, tmp_path: Path
+) -> None:
+    method = {"name": "dsig", "nodes": nodes}
+    changes: dict[str, Any] = {"method": method, "schedule": {"steps": 1}, "run": {"log_every": 1}}
+    teacher = {"run": str(folder / "teacher"), "signals": "live"}
+    found = []
+    for precision in ("fp32", "bf16"):
+        compute = {"teacher_precision": precision}
+        config = student(tmp_path, dataset_folder, precision, **changes, teacher=teacher, compute=compute)
+        train_run(RunContext(config))
+        found.append(losses(config.folder)[0])
+    assert found[1] == pytest.approx(found[0], rel=0.05) and found[1] != found[0]
 
 
 WORKER = """
