@@ -1,6 +1,7 @@
 """Training on one GPU: half precision, memory format and compilation, and cached compared with live teachers.
 
     python -m benchmarks.gpu --out runs/benchmark-gpu
+    python -m benchmarks.gpu --out DIR --against FOLDER_OF_ANOTHER_VERSION
     python -m benchmarks.gpu --out DIR --canvas 256 192 --pages 2 --pairs 2 --backbones resnet18 --teachers resnet50
 
 Students with the published widths on pages of the published canvas (1184 x 832 px), from random weights. Alternating
@@ -15,16 +16,20 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import finish, interleaved, ratio
 from benchmarks.step_cost import load_run_config, step_work
+from benchmarks.training_step import ROOT, compare
 from pipeline.cache.build import build_cache, local_builders
 from pipeline.config import RunConfig
+from pipeline.config.schema import ComputeConfig
 from pipeline.context import RunContext
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.data.loading.augmentation import EVALUATION_VIEW
@@ -33,20 +38,24 @@ from pipeline.data.loading.order import SampleRef
 from pipeline.data.prepare.pack import pack
 from pipeline.runs.metrics import read_metrics
 from pipeline.synth import write_pages
+from pipeline.train.precision import autocast
 from pipeline.train.run import train_run
 
 ARMS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"precision": "bf16"},
     "bf16, channels last": {"precision": "bf16", "channels_last": True},
-    "bf16, channels last, compiled": {"precision": "bf16", "channels_last": True, "compile": True},
+    "bf16, channels last, backbone compiled": {"precision": "bf16", "channels_last": True, "compile": True},
+    "bf16, channels last, step compiled": {"precision": "bf16", "channels_last": True, "compile": "step"},
 }
-FASTEST = ARMS["bf16, channels last, compiled"]
+FASTEST = {"precision": "bf16", "teacher_precision": "bf16", "channels_last": True, "compile": "step"}
+BEFORE = ARMS["bf16, channels last, backbone compiled"]  # what earlier versions know
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 PROFILED = 3
 # Kernels by words in their names; the first match counts.
 KERNELS = {
     "RoI align": ("roi_align",),
-    "suppression": ("nms", "gather_keep"),
+    "suppression": ("nms", "gather_keep", "suppress"),
     "convolutions and products": ("conv", "gemm", "cudnn", "xmma", "cutlass", "nvjet", "wgrad", "dgrad", "fprop"),
     "optimiser": ("multi_tensor", "foreach"),
     "compiled, element by element": ("triton",),
@@ -91,25 +100,30 @@ class Bench:
         figures: dict[str, Any] = {"pages_per_s": self.pages / step, "step_ms": 1000 * step}
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-            kernels = kernel_seconds(work)
-            figures["busy"] = sum(kernels.values()) / step
+            kernels, calls = profiled_step(work)
+            figures |= {"busy": sum(kernels.values()) / step, **calls}
             figures["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
             figures["kernels"] = {name: own / sum(kernels.values()) for name, own in kernels.items()}
         return figures
 
 
-def kernel_seconds(work: Callable[[], None]) -> dict[str, float]:
-    """Seconds of kernels per step by kind, longest first; they run on one stream."""
-    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+def profiled_step(work: Callable[[], None]) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of kernels per step by kind, longest first; and how often the host launches one or waits."""
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiled:
         for _ in range(PROFILED):
             work()
-        torch.cuda.synchronize()
+    torch.cuda.synchronize()
     seconds: dict[str, float] = {}
+    calls = {"launches": 0.0, "waits": 0.0}
     for event in profiled.key_averages():
+        calls["launches"] += event.count / PROFILED * ("LaunchKernel" in event.key)
+        calls["waits"] += event.count / PROFILED * (event.key in WAITS)
+        if not event.self_device_time_total or event.device_type == DeviceType.CPU:
+            continue
         name = event.key.lower()
         kind = next((kind for kind, words in KERNELS.items() if any(word in name for word in words)), "other")
         seconds[kind] = seconds.get(kind, 0.0) + event.self_device_time_total / 1e6 / PROFILED
-    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
+    return dict(sorted(seconds.items(), key=lambda item: -item[1])), calls
 
 
 def compute(bench: Bench, backbone: str) -> dict[str, Any]:
@@ -165,6 +179,55 @@ def training(bench: Bench, steps: int, workers: int) -> dict[str, Any]:
     }
 
 
+def against(bench: Bench, code: Path, backbones: list[str]) -> dict[str, Any]:
+    """Students alone, beside the code of another version, which knows fewer ways of computing."""
+    given = argparse.Namespace(canvas=bench.canvas, pages=bench.pages, pairs=bench.pairs, device=bench.device.type)
+    return {
+        backbone: compare(
+            [ROOT, code], bench.out, {"detector": {"backbone": backbone, "norm": "frozen"}, "compute": BEFORE}, given
+        )
+        for backbone in backbones
+    }
+
+
+def detectron2_step(bench: Bench) -> Callable[[], None]:
+    """A training step of detectron2's own Faster R-CNN with a ResNet-50 and FPN, by its own code."""
+    from detectron2.structures import Boxes, Instances
+    from detectron2.utils.events import EventStorage
+
+    from graphkd.detectors import DetectorConfig
+    from graphkd.detectors.detectron2.model import build_pyramid, build_rcnn
+
+    config = DetectorConfig.model_validate({"framework": "detectron2", "backbone": "resnet50"})
+    size = (bench.canvas[0], bench.canvas[1])
+    model = build_rcnn(config, bench.dataset.num_classes, build_pyramid(config, size)).to(bench.device).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    pages = [
+        {
+            "image": image.flip(0),
+            "instances": Instances(size, gt_boxes=Boxes(boxes), gt_classes=classes),
+        }
+        for image, (boxes, classes) in zip(bench.batch.images, bench.batch.targets().by_page(), strict=True)
+    ]
+
+    def work() -> None:
+        with EventStorage(), autocast(ComputeConfig(precision="bf16"), bench.device):
+            losses = model(pages)
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+
+    return work
+
+
+def peers(bench: Bench) -> dict[str, Any]:
+    """Our ResNet-50 beside detectron2's own training step, both in bf16."""
+    works = {"ours": bench.work(bench.config("alone", "resnet50", FASTEST)), "detectron2": detectron2_step(bench)}
+    seconds = bench.timed(works)
+    figures: dict[str, Any] = {name: bench.figures(own, works[name]) for name, own in seconds.items()}
+    return figures | {"speed over detectron2": ratio(seconds["detectron2"], seconds["ours"])}
+
+
 def shown(figures: dict[str, Any], indent: str = "  ") -> None:
     for name, value in figures.items():
         if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
@@ -185,6 +248,7 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="*", default=["resnet18", "resnet50"])
     parser.add_argument("--teachers", nargs="*", default=["resnet50", "resnet101", "resnet152"])
     parser.add_argument("--steps", type=int, default=60, help="of the whole training; 0 for none")
+    parser.add_argument("--against", type=Path, help="folder with the code of another version")
     parser.add_argument("--loader-workers", type=int, default=12)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -194,6 +258,10 @@ def main() -> None:
     }
     if given.teachers:
         parts["teachers"] = lambda: teachers(bench, given.teachers)
+    if given.against:
+        parts["against"] = lambda: against(bench, given.against, given.backbones)
+    if find_spec("detectron2"):
+        parts["detectron2"] = lambda: peers(bench)
     if given.steps:
         parts["training"] = lambda: training(bench, given.steps, given.loader_workers)
     result: dict[str, Any] = {}

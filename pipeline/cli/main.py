@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -14,6 +13,7 @@ import typer
 
 from graphkd import __version__
 from graphkd.errors import UserError
+from pipeline.core.wait_policy import set_wait_policy
 
 app = typer.Typer(
     name="graphkd",
@@ -23,8 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-# Before torch is imported: its idle threads sleep instead of spinning, which takes the cores of other processes.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+set_wait_policy()  # before torch is imported
 COMMANDS = ("quickstart", "data", "train", "cache", "evaluate", "report", "config", "weights")
 
 

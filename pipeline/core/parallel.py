@@ -17,6 +17,11 @@ Result = TypeVar("Result")
 MIN_TASKS_PER_PROCESS = 4  # starting a process takes seconds, so fewer tasks are not worth one
 
 
+def available_cores() -> int:
+    """Cores that this process may use: of its job, not of the whole machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_workers(tasks: int) -> int:
     """Number of processes worth starting for ``tasks`` tasks that take some seconds each."""
     return max(1, min(os.cpu_count() or 1, tasks // MIN_TASKS_PER_PROCESS))

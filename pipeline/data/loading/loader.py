@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.context import BaseContext
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from graphkd.batch import PageBatch
 from pipeline.core.errors import DataError
+from pipeline.core.parallel import available_cores
 from pipeline.data.format.dataset import BadSampleError, PackedDataset, Sample
 from pipeline.data.format.images import DECODING_ERRORS, upright_size
 from pipeline.data.loading.augmentation import (
@@ -61,6 +63,7 @@ class PageDataset(Dataset[RenderedPage]):
         seed: seed of the run.
         views: which view each epoch shows.
         substitute_bad: substitute the next usable page for one that cannot be read, instead of raising.
+        threads: that decode the pages of a batch; Pillow decodes without holding Python's lock.
     """
 
     def __init__(
@@ -70,12 +73,14 @@ class PageDataset(Dataset[RenderedPage]):
         seed: int,
         views: Views,
         substitute_bad: bool = False,
+        threads: int = 1,
     ) -> None:
         self.dataset = dataset
         self.config = config
         self.seed = seed
         self.views = views
         self.substitute_bad = substitute_bad
+        self.threads = threads
 
     def __getitem__(self, ref: SampleRef) -> RenderedPage:
         return self.__getitems__([ref])[0]
@@ -84,7 +89,10 @@ class PageDataset(Dataset[RenderedPage]):
         """Pages of a batch, whose images are read together. Called by torch's DataLoader."""
         samples = [self.dataset.sample(ref.sample) for ref in refs]
         contents = self.dataset.read_images(samples)
-        return [self._page(ref, sample, content) for ref, sample, content in zip(refs, samples, contents, strict=True)]
+        if self.threads == 1 or len(refs) == 1:
+            return list(map(self._page, refs, samples, contents))
+        with ThreadPoolExecutor(self.threads, "decode") as pool:
+            return list(pool.map(self._page, refs, samples, contents))
 
     def _page(self, ref: SampleRef, sample: Sample, content: bytes) -> RenderedPage:
         try:
@@ -159,6 +167,7 @@ def page_loader(
     pages: PageDataset, batches: Iterable[list[SampleRef]], workers: int, pin: bool = False
 ) -> DataLoader[RenderedPage]:
     """DataLoader of PageBatch. Its order does not depend on ``workers`` (0 loads in this process)."""
+    pages.threads = 2 if available_cores() >= 2 * max(1, workers) else 1  # a core for each
     return DataLoader(
         pages,
         batch_sampler=batches,

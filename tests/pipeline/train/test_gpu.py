@@ -12,12 +12,20 @@ import pytest
 import torch
 import yaml
 
+from graphkd.batch import PageBatch
+from graphkd.distill import TrainingStep
 from pipeline.cache.build import build_cache, local_builders
 from pipeline.config import RunConfig, resolve
 from pipeline.context import RunContext
+from pipeline.data.loading.augmentation import EVALUATION_VIEW
+from pipeline.data.loading.loader import PageDataset, collate
+from pipeline.data.loading.order import SampleRef
 from pipeline.runs.checkpoint import load_weights, newest_checkpoint
 from pipeline.runs.metrics import read_metrics
+from pipeline.teacher.source import SignalSource
 from pipeline.train.run import train_run
+from pipeline.train.signal_source import signal_source
+from pipeline.training_step import build_training_step
 from tests.support.runs import small_run
 
 pytestmark = pytest.mark.gpu
@@ -27,7 +35,10 @@ import os, signal, sys, torch
 from pathlib import Path
 from pipeline.config import load_config
 from pipeline.context import RunContext
+from pipeline.teacher.source import SignalSource
 from pipeline.train.run import train_run
+from pipeline.train.signal_source import signal_source
+from pipeline.training_step import build_training_step
 
 step, calls, last = torch.optim.AdamW.step, 0, int(sys.argv[2])
 
@@ -96,3 +107,38 @@ def test_half_precision_compiled_is_near_full_precision(dataset_folder: Path, tm
     train_run(RunContext(fast))
     first, second = (read_metrics(config.folder)[0]["loss"] for config in (exact, fast))
     assert second == pytest.approx(first, rel=0.03)
+
+
+def test_a_step_never_waits_for_the_gpu(dataset_folder: Path, tmp_path: Path, teacher: dict[str, Any]) -> None:
+    """Neither a student alone nor one with a live teacher, from the batch on the host to the gradients."""
+    device = torch.device("cuda")
+    for name, changes in (
+        ("alone", {}),
+        ("live", {"method": {"name": "graphkd"}, "teacher": {**teacher, "signals": "live"}}),
+    ):
+        context = RunContext(on_gpu(tmp_path, dataset_folder, name, **changes))
+        step, source = build_training_step(context, device), signal_source(context, device)
+        pages = PageDataset(context.dataset, context.config.data.view, 0, EVALUATION_VIEW)
+        batch = collate([pages[SampleRef(0, sample)] for sample in range(4)]).pin_memory()
+
+        def work(batch: PageBatch = batch, step: TrainingStep = step, source: SignalSource = source) -> None:
+            moved = batch.to(device)
+            losses = step(moved, source.signals(moved))
+            torch.stack([values.sum() for values in losses.values()]).sum().backward()
+
+        work()  # kernels are chosen, constants are made
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            work()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_compiled_step_is_near_an_eager_one(dataset_folder: Path, tmp_path: Path) -> None:
+    plain = on_gpu(tmp_path, dataset_folder, "plain")
+    compiled = on_gpu(tmp_path, dataset_folder, "compiled", compute={"compile": "step"})
+    for config in (plain, compiled):
+        train_run(RunContext(config))
+    first, second = (read_metrics(config.folder)[0]["loss"] for config in (plain, compiled))
+    assert second == pytest.approx(first, rel=1e-3)
