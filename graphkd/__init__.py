@@ -3,8 +3,8 @@
 The names below are the public interface. They are imported at first use, so that ``import graphkd`` is instant.
 
 ``graphkd.method`` contains the graph and its losses, ``graphkd.detectors`` the detector interface and its adapters,
-``graphkd.distill`` the training step. They need torch only: they read no files and do not import Ray. ``train`` and
-``evaluate`` run the pipeline.
+``graphkd.distill`` the training step. They need torch only: they read no files and do not import Ray. ``train``,
+``evaluate`` and ``load`` run the pipeline.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graphkd.api import evaluate, train
+    from graphkd.api import evaluate, load, train
     from graphkd.batch import PageBatch
     from graphkd.detectors import Detector, DetectorConfig, build_detector
     from graphkd.distill import TrainingStep
@@ -52,6 +52,7 @@ _MODULES = {
     "evaluate": "graphkd.api",
     "graphkd_loss": "graphkd.method",
     "live_signals": "graphkd.nodes",
+    "load": "graphkd.api",
     "train": "graphkd.api",
 }
 
@@ -74,6 +75,7 @@ __all__ = [
     "evaluate",
     "graphkd_loss",
     "live_signals",
+    "load",
     "train",
 ]
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.predict.predictor import Predictor
 
 
 def train(config: str | Path, *overrides: str) -> Path:
@@ -39,3 +43,33 @@ def evaluate(config: str | Path, *overrides: str) -> dict[str, Any]:
 
     context = RunContext(load_config(Path(config), overrides))
     return evaluate_run(context)
+
+
+def load(
+    model: str | Path,
+    threshold: float = 0.3,
+    thresholds: Mapping[str, float] | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> Predictor:
+    """Open a run, a checkpoint or an exported bundle for prediction. A bundle needs neither torch nor Ray.
+
+        model = graphkd.load("BUNDLE")
+        for page in model.predict("file.pdf", "scans/", image):
+            page.boxes, page.labels, page.scores
+            page.draw("page.png")
+
+    Args:
+        model: folder.
+        threshold: score below which regions are dropped, 0 to 1.
+        thresholds: of single classes by name.
+        device: auto, cpu or cuda; bundles run on the CPU.
+        threads: of a bundle; None for all cores.
+
+    Raises:
+        UserError: if the folder is none of these, or damaged.
+    """
+    from pipeline.predict.model import open_model
+    from pipeline.predict.predictor import Predictor
+
+    return Predictor(open_model(model, device, threads), threshold, thresholds)

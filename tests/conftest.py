@@ -12,7 +12,7 @@ import torch
 from graphkd.detectors import INSTALL
 from tests.support.pages import write_coco
 
-NOT_FAST = ("slow", "gpu", "slurm", "ray", "e2e", "cache", "kill", "fuzz")
+NOT_FAST = ("slow", "gpu", "slurm", "ray", "e2e", "cache", "kill", "fuzz", "export")
 
 
 @pytest.hookimpl(tryfirst=True)  # before markers are selected

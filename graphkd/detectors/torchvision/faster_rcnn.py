@@ -71,14 +71,14 @@ class FasterRCNNDetector(TorchvisionDetector):
 
     def classify(self, pooled: Tensor) -> RegionPredictions:
         """Return class logits [..., K + 1], background last, and deltas [..., K, 4] with unit coder weights."""
-        logits, deltas = self._heads(pooled)
+        logits, deltas = self.region_outputs(pooled)
         logits = torch.cat([logits[..., 1:], logits[..., :1]], dim=-1)
         return RegionPredictions(logits=logits, deltas=deltas[..., 1:, :] / self.region_weights)
 
     def detect(self, features: Features) -> list[Detections]:
         """Return detections after NMS per class, best first."""
         heads, found = self.model.roi_heads, self.propose(features)
-        logits, deltas = self._heads(self.pool(features, found.boxes))
+        logits, deltas = self.region_outputs(self.pool(features, found.boxes))
         boxes = [page[valid] for page, valid in zip(found.boxes, found.valid, strict=True)]
         detected = heads.postprocess_detections(
             logits[found.valid], deltas.flatten(2)[found.valid], boxes, features.image_sizes
@@ -88,7 +88,7 @@ class FasterRCNNDetector(TorchvisionDetector):
             for page_boxes, scores, labels in zip(*detected, strict=True)
         ]
 
-    def _heads(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+    def region_outputs(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [..., 1 + K] and deltas [..., 1 + K, 4], background first, of regions [..., C, P, P]."""
         heads, shape = self.model.roi_heads, pooled.shape[:-3]
         logits, deltas = heads.box_predictor(heads.box_head(pooled.flatten(0, -4)))
@@ -162,7 +162,7 @@ class FasterRCNNDetector(TorchvisionDetector):
 
     def _region_losses(self, features: Features, proposals: Proposals, targets: Targets) -> dict[str, Tensor]:
         boxes, classes, expected, sampled = self._sample_regions(proposals, targets)
-        logits, deltas = self._heads(self.pool(features, boxes))
+        logits, deltas = self.region_outputs(self.pool(features, boxes))
         counts = sampled.valid.sum(dim=1).clamp(min=1)
         errors = cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none").view_as(classes)
         predicted = rows(deltas.flatten(0, 1), classes.view(-1, 1)).view_as(expected)

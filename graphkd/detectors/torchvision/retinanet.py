@@ -48,12 +48,12 @@ class RetinaNetDetector(TorchvisionDetector):
 
     def propose_and_losses(self, features: Features, targets: Targets) -> tuple[Proposals, dict[str, Tensor]]:
         """Return proposals and the focal and box losses, each [B] and normalised by the page's foreground anchors."""
-        outputs, anchors = self._heads(features), self.anchors(features)
+        outputs, anchors = self.head_outputs(features), self.anchors(features)
         return self._proposals(outputs, anchors, features.sizes), self._losses(outputs, anchors, targets)
 
     def propose(self, features: Features) -> Proposals:
         """Return boxes of the most confident anchors, best first."""
-        return self._proposals(self._heads(features), self.anchors(features), features.sizes)
+        return self._proposals(self.head_outputs(features), self.anchors(features), features.sizes)
 
     def classify(self, pooled: Tensor) -> None:
         """RetinaNet has no head for arbitrary regions."""
@@ -61,19 +61,22 @@ class RetinaNetDetector(TorchvisionDetector):
 
     def detect(self, features: Features) -> list[Detections]:
         """Return detections after NMS per class, best first."""
-        outputs, anchors = self._heads(features), self.anchors(features)
+        outputs, anchors = self.head_outputs(features), self.anchors(features)
         pages = len(features.sizes)
-        per_level = [level.shape[-2] * level.shape[-1] * self._anchors_per_cell() for level in features.maps.values()]
+        per_level = [level.shape[-2] * level.shape[-1] * self.anchors_per_cell for level in features.maps.values()]
         by_level = {name: list(output.split(per_level, dim=1)) for name, output in outputs.items()}
         anchors_by_level = [list(anchors.split(per_level))] * pages
         found = self.model.postprocess_detections(by_level, anchors_by_level, features.image_sizes)
         return [Detections(boxes=page["boxes"], scores=page["scores"], classes=page["labels"]) for page in found]
 
-    def _heads(self, features: Features) -> dict[str, Tensor]:
+    def head_outputs(self, features: Features) -> dict[str, Tensor]:
+        """Logits ``cls_logits`` [B, A, K] and deltas ``bbox_regression`` [B, A, 4] of all anchors."""
         outputs = self.model.head(list(features.maps.values()))
         return {name: output.float() for name, output in outputs.items()}
 
-    def _anchors_per_cell(self) -> int:
+    @property
+    def anchors_per_cell(self) -> int:
+        """Anchors of each pixel of a level."""
         return self.model.anchor_generator.num_anchors_per_location()[0]
 
     def _losses(self, outputs: dict[str, Tensor], anchors: Tensor, targets: Targets) -> dict[str, Tensor]:

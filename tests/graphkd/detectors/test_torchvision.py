@@ -14,6 +14,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 from graphkd.batch import Features, PageBatch, Targets
 from graphkd.detectors import DetectorConfig, DetectorModule, build_detector
 from graphkd.detectors.sampling import Sampled, SeededSampler
+from graphkd.detectors.torchvision.fixed import fixed_detections
 from graphkd.distill import TrainingStep
 
 CANVAS, CLASSES, PAGES = (128, 96), 4, 3
@@ -136,7 +137,7 @@ def test_losses_of_faster_rcnn_are_those_of_torchvision_on_the_same_sample() -> 
         expected = rpn.compute_loss(objectness[page, :, None], deltas[page], [labels[page]], [regression[page]])
         torch.testing.assert_close((losses["loss_objectness"][page], losses["loss_rpn_box"][page]), expected)
     boxes, classes, regression, sampled = detector._sample_regions(proposals, targets)
-    logits, class_deltas = detector._heads(detector.pool(features, boxes))
+    logits, class_deltas = detector.region_outputs(detector.pool(features, boxes))
     for page in range(PAGES):
         own = sampled.valid[page]
         assert torch.equal(classes[page, own] > 0, sampled.positive[page, own])
@@ -158,13 +159,33 @@ def test_losses_of_faster_rcnn_are_those_of_torchvision_on_the_same_sample() -> 
 def test_losses_of_retinanet_are_those_of_torchvision() -> None:
     detector: Any = built("retinanet")
     features, targets, losses, _ = computed(detector)
-    outputs, anchors = detector._heads(features), detector.anchors(features)
+    outputs, anchors = detector.head_outputs(features), detector.anchors(features)
     truth = torchvision_truth(targets, first_class=0)
     for page in range(PAGES):
         own = {name: output[page : page + 1] for name, output in outputs.items()}
         expected = detector.model.compute_loss([truth[page]], own, [anchors])
         torch.testing.assert_close(losses["loss_class"][page], expected["classification"])
         torch.testing.assert_close(losses["loss_box"][page], expected["bbox_regression"])
+
+
+def in_order(boxes: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Rows of class and box in an order of their own, since equal scores have none."""
+    return torch.tensor(sorted(torch.cat([classes[:, None].float(), boxes], dim=1).round(decimals=3).tolist()))
+
+
+@pytest.mark.parametrize("architecture", ["faster_rcnn", "retinanet"])
+def test_detections_in_fixed_shapes_are_those_in_lists(architecture: str) -> None:
+    detector: Any = built(architecture, score_threshold=0.15, detections_per_page=40).eval()
+    pages = batch(PAGES)
+    with torch.no_grad():
+        features = detector.features(pages.images, torch.tensor([[128, 96], [100, 96], [128, 60]]))
+        boxes, classes, scores = fixed_detections(detector, features)
+        for page, expected in enumerate(detector.detect(features)):
+            count = len(expected.boxes)
+            assert count > 3 and not scores[page, count:].any()
+            torch.testing.assert_close(scores[page, :count], expected.scores)
+            ours = in_order(boxes[page, :count], classes[page, :count])
+            torch.testing.assert_close(ours, in_order(expected.boxes, expected.classes))
 
 
 class Operations(TorchDispatchMode):

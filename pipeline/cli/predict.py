@@ -1,0 +1,95 @@
+"""``graphkd predict``: regions of page images, PDFs and packed datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.console import console, err, print_json, progress_bar
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("predict")(predict)
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="Run folder, checkpoint, or bundle of `graphkd export`.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(help="Images, PDFs, folders, patterns in quotes, packed datasets.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the results; continues there if it was interrupted.")],
+    form: Annotated[str, typer.Option("--format", help="coco, jsonl, docling or page-xml.", metavar="FORMAT")] = "coco",
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(help="Score below which regions are dropped: a number, or CLASS=NUMBER. Repeatable."),
+    ] = None,
+    draw: Annotated[bool, typer.Option("--draw", help="Also write pages with their regions drawn.")] = False,
+    pages: Annotated[str | None, typer.Option(help="Pages of PDFs and multi-page images, such as 1-3,7.")] = None,
+    dpi: Annotated[float, typer.Option(min=10, max=1200, help="Resolution at which PDFs are rendered.")] = 144.0,
+    batch: Annotated[int, typer.Option(min=1, help="Pages detected together.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that prepare pages.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
+) -> None:
+    """Predict pages. Boxes are in px of each page, and for PDFs also in points.
+
+    Exit code 1 if some inputs could not be read; the others are predicted and these are listed.
+    """
+    from typing import get_args
+
+    from pipeline.predict.inputs import find_documents, parse_pages
+    from pipeline.predict.model import open_model
+    from pipeline.predict.predictor import DEFAULT_THRESHOLD, Predictor
+    from pipeline.predict.run import PredictSettings, predict_documents, summary_dict
+    from pipeline.predict.writers import Format
+
+    if form not in get_args(Format):
+        raise typer.BadParameter(f"--format {form!r} is none of {', '.join(get_args(Format))}")
+    minimum, by_class = parse_thresholds(threshold or [], DEFAULT_THRESHOLD)
+    wanted = parse_pages(pages)
+    documents = find_documents(inputs)
+    predictor = Predictor(open_model(model, device), minimum, by_class)
+    settings = PredictSettings(
+        form=form,  # type: ignore[arg-type]
+        dpi=dpi,
+        pages=None if wanted is None else sorted(wanted),
+        batch=batch,
+        workers=workers,
+        draw=draw,
+    )
+    with progress_bar("predicting", "files") as update:
+        summary = predict_documents(
+            predictor, documents, out, settings, lambda done, total, read: update(done, total, f"{read} pages")
+        )
+    for line in summary.errors:
+        err.print(f"not read: {line}", soft_wrap=True)
+    if as_json:
+        print_json(summary_dict(summary))
+    else:
+        console.print(
+            f"{summary.pages} pages, {summary.regions} regions: {', '.join(summary.files[:3])}", soft_wrap=True
+        )
+    if summary.errors:
+        raise typer.Exit(1)
+
+
+def parse_thresholds(given: list[str], default: float) -> tuple[float, dict[str, float]]:
+    """Threshold of all classes, and of single ones, from ``0.3`` and ``Title=0.5``."""
+    minimum, by_class = default, dict[str, float]()
+    for text in given:
+        name, equals, value = text.rpartition("=")
+        try:
+            number = float(value)
+        except ValueError as error:
+            raise typer.BadParameter(f"--threshold {text!r} is neither a number nor CLASS=NUMBER") from error
+        if not 0 <= number <= 1:
+            raise typer.BadParameter(f"--threshold {text!r} is not from 0 to 1")
+        if equals:
+            by_class[name] = number
+        else:
+            minimum = number
+    return minimum, by_class

@@ -1,0 +1,1 @@
+"""Running a trained student on page images and PDFs. Loading a bundle and predicting with it imports no torch."""

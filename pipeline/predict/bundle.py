@@ -1,0 +1,106 @@
+"""An exported bundle as a model of pages, on onnxruntime. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.core.errors import CheckpointError, DataError, first_line
+from pipeline.core.files import read_text, sha256_file
+from pipeline.data.loading.augmentation import AugmentationConfig
+from pipeline.predict.model import BUNDLE_FILE, Found
+
+DESCRIPTION = "bundle.json"
+VERSION = 1
+MAX_DESCRIPTION_BYTES = 1 << 20
+
+
+class BundleJson(BaseModel):
+    """``bundle.json``: what a bundle holds."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    version: int
+    class_names: list[str] = Field(min_length=1)
+    canvas: tuple[int, int]
+    """Height and width, px."""
+    shortest_edge: int
+    """At which pages are shown, px."""
+    precision: str
+    weights_sha256: str
+    """Of the checkpoint that was exported."""
+    files: dict[str, str]
+    """SHA-256 of each file."""
+
+
+class BundleModel:
+    """A bundle of ``graphkd export``.
+
+    Args:
+        folder: with ``model.onnx`` and ``bundle.json``.
+        threads: of onnxruntime; None for all cores.
+
+    Raises:
+        CheckpointError: if a file is missing or differs from its checksum.
+        DataError: if onnxruntime is not installed.
+    """
+
+    def __init__(self, folder: Path, threads: int | None = None) -> None:
+        description = read_bundle(folder)
+        self.class_names = description.class_names
+        edge = description.shortest_edge
+        self.view = AugmentationConfig(canvas=description.canvas, shortest_edge=(edge, edge))
+        self.identity = description.files[BUNDLE_FILE]
+        self.description = description
+        self._session = _session(folder / BUNDLE_FILE, threads)
+
+    def detect(self, images: NDArray[np.uint8], sizes: NDArray[np.int64]) -> list[Found]:
+        """Detect on canvases [B, 3, H, W] of pages of ``sizes`` [B, 2]."""
+        return [self._one(image, size) for image, size in zip(images, sizes, strict=True)]
+
+    def _one(self, image: NDArray[np.uint8], size: NDArray[np.int64]) -> Found:
+        given = {
+            "images": image[None].astype(np.float32) / np.float32(255),
+            "orig_target_sizes": size[None, ::-1].copy(),  # the canvas' own px
+            "page_sizes": size[None],
+        }
+        labels, boxes, scores = (part[0] for part in self._session.run(["labels", "boxes", "scores"], given))
+        found = scores > 0  # the rest is padding
+        return Found(boxes=boxes[found], classes=labels[found], scores=scores[found])
+
+
+def read_bundle(folder: Path) -> BundleJson:
+    """Read ``bundle.json`` and verify every file. Raises CheckpointError."""
+    path = folder / DESCRIPTION
+    try:
+        found = BundleJson.model_validate(json.loads(read_text(path, MAX_DESCRIPTION_BYTES)))
+    except (OSError, ValueError, ValidationError) as error:
+        raise CheckpointError(f"{path} is no description of a bundle ({first_line(error)}); export it again") from error
+    if found.version > VERSION:
+        raise CheckpointError(f"{path} has version {found.version}, this release reads {VERSION}; install a newer one")
+    for name, digest in found.files.items():
+        file = folder / name
+        if Path(name).name != name or not file.is_file():
+            raise CheckpointError(f"{folder} lacks {name}; export it again")
+        if sha256_file(file) != digest:
+            raise CheckpointError(f"{file} differs from its checksum in {DESCRIPTION}; export it again")
+    if BUNDLE_FILE not in found.files:
+        raise CheckpointError(f"{path} has no checksum of {BUNDLE_FILE}; export it again")
+    return found
+
+
+def _session(path: Path, threads: int | None) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DataError(f"{path} needs onnxruntime: pip install 'graphkd[onnx]'") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

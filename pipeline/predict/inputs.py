@@ -1,0 +1,184 @@
+"""Reading pages from image files, PDFs, folders, patterns and packed datasets, one at a time."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from PIL import Image
+
+from graphkd.errors import UserError
+from pipeline.core.errors import DataError, first_line
+from pipeline.data.format.images import DECODING_ERRORS, SOURCE_FORMATS, decode_rgb
+from pipeline.predict.page import PageSource
+
+if TYPE_CHECKING:
+    import pypdfium2
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pdf")
+POINTS_PER_INCH = 72
+DATASET_PART = 256  # pages of a dataset that are written together
+MAX_SIDE = 20_000  # px of a page that is rendered or decoded
+Kind = Literal["image", "pdf", "dataset"]
+
+
+class PageError(UserError):
+    """A file or page that cannot be read; the others are predicted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """One input file, or some pages of a packed dataset: what is written, and resumed, as a whole."""
+
+    path: Path
+    kind: Kind
+    first: int = 0
+    """First sample of a dataset."""
+    last: int | None = None
+    """Sample after the last one; None for all."""
+
+
+def find_documents(inputs: Sequence[str | Path]) -> list[Document]:
+    """Documents that the inputs name, each once: files, folders (with all below), glob patterns, packed datasets.
+
+    Raises:
+        DataError: if an input names nothing.
+    """
+    found: dict[Path, list[Document]] = {}
+    for given in inputs:
+        for path in _paths(str(given)):
+            if path not in found:
+                found[path] = _dataset_parts(path) if path.is_dir() else [_file(path)]
+    return [document for documents in found.values() for document in documents]
+
+
+def _file(path: Path) -> Document:
+    return Document(path=path, kind="pdf" if path.suffix.lower() == ".pdf" else "image")
+
+
+def _dataset_parts(path: Path) -> list[Document]:
+    from pipeline.data.format.dataset import PackedDataset
+
+    total = len(PackedDataset(path))
+    starts = range(0, total, DATASET_PART)
+    return [Document(path=path, kind="dataset", first=start, last=min(total, start + DATASET_PART)) for start in starts]
+
+
+def _paths(given: str) -> list[Path]:
+    path = Path(given)
+    if path.is_dir():
+        if (path / "dataset.json").exists():
+            return [path]
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not files:
+            raise DataError(f"{given} holds no page images or PDFs ({', '.join(SUFFIXES)})")
+        return files
+    if path.exists():
+        return [path]
+    matching = sorted(Path(name) for name in glob.glob(given, recursive=True) if Path(name).is_file())
+    if not matching:
+        raise DataError(f"{given} does not exist, and no file matches it; give a file, folder, pattern or dataset")
+    return matching
+
+
+def parse_pages(text: str | None) -> set[int] | None:
+    """Page numbers of ``1-3,7``; None for all.
+
+    Raises:
+        DataError: if it is something else.
+    """
+    if text is None:
+        return None
+    numbers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()) or int(first) < 1:
+            raise DataError(f"--pages {text!r}: {part.strip()!r} is no page or range from 1 on; give such as 1-3,7")
+        numbers.update(range(int(first), int(last or first) + 1))
+    return numbers
+
+
+def read_pages(document: Document, dpi: float, wanted: set[int] | None = None) -> Iterator[PageSource | PageError]:
+    """Yield the pages of a document, decoded one at a time, with an error in place of what cannot be read.
+
+    Args:
+        document: what to read.
+        dpi: resolution at which PDFs are rendered.
+        wanted: page numbers, from 1; None for all. A dataset is read whole.
+    """
+    if document.kind == "dataset":
+        yield from _dataset_pages(document)
+        return
+    read = _pdf_pages(document.path, dpi, wanted) if document.kind == "pdf" else _image_pages(document.path, wanted)
+    found = False
+    for page in read:
+        found = True
+        yield page
+    if not found:
+        yield PageError(f"{document.path} has none of the wanted pages")
+
+
+def _image_pages(path: Path, wanted: set[int] | None) -> Iterator[PageSource | PageError]:
+    try:
+        with Image.open(path, formats=SOURCE_FORMATS) as image:
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            for number in range(1, frames + 1):
+                if wanted is None or number in wanted:
+                    yield PageSource(file=str(path), page=number, image=_frame(image, number, frames))
+    except DECODING_ERRORS as error:
+        yield PageError(f"{path}: {first_line(error)}")
+
+
+def _frame(image: Image.Image, number: int, frames: int) -> Image.Image:
+    if frames > 1:
+        image.seek(number - 1)
+    if max(image.size) > MAX_SIDE:
+        raise ValueError(f"it has {image.size[0]} x {image.size[1]} px, more than {MAX_SIDE} on a side")
+    return decode_rgb(image.copy() if frames > 1 else image)
+
+
+def _pdf_pages(path: Path, dpi: float, wanted: set[int] | None) -> Iterator[PageSource | PageError]:
+    try:
+        import pypdfium2
+    except ImportError as error:
+        raise DataError(f"{path} is a PDF, which needs pypdfium2: pip install 'graphkd[predict]'") from error
+    try:
+        pdf = pypdfium2.PdfDocument(path)
+    except (pypdfium2.PdfiumError, OSError) as error:
+        yield PageError(f"{path} is no readable PDF, or has a password ({first_line(error)})")
+        return
+    with closing(pdf):
+        if not len(pdf):
+            yield PageError(f"{path} has no pages")
+        for number in range(1, len(pdf) + 1):
+            if wanted is None or number in wanted:
+                yield _render(pdf, path, number, dpi)
+
+
+def _render(pdf: pypdfium2.PdfDocument, path: Path, number: int, dpi: float) -> PageSource | PageError:
+    try:
+        page = pdf[number - 1]
+        shown = min(dpi, MAX_SIDE * POINTS_PER_INCH / max(page.get_size()))
+        image = page.render(scale=shown / POINTS_PER_INCH).to_pil().convert("RGB")
+        page.close()
+    except (RuntimeError, ValueError, ZeroDivisionError, MemoryError) as error:
+        return PageError(f"page {number} of {path} cannot be rendered ({first_line(error)})")
+    return PageSource(file=str(path), page=number, image=image, dpi=shown)
+
+
+def _dataset_pages(document: Document) -> Iterator[PageSource | PageError]:
+    from pipeline.data.format.dataset import BadSampleError, PackedDataset
+
+    dataset = PackedDataset(document.path)
+    for index in range(document.first, len(dataset) if document.last is None else document.last):
+        sample = dataset.sample(index)
+        try:
+            image = decode_rgb(dataset.open_image(dataset.read_images([sample])[0], sample))
+        except (BadSampleError, *DECODING_ERRORS) as error:
+            yield PageError(f"{sample.key} of {document.path}: {first_line(error)}")
+            continue
+        yield PageSource(file=sample.key, page=1, image=image, image_id=sample.image_id)

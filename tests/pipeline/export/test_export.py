@@ -1,0 +1,223 @@
+"""Exported bundles agree with the trained model, refuse to be written where they do not, and load without torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import graphkd
+from graphkd.detectors.torchvision.common import TorchvisionDetector
+from pipeline.config import resolve
+from pipeline.context import RunContext
+from pipeline.core.errors import CheckpointError, OutputError
+from pipeline.data.format.dataset import PackedDataset
+from pipeline.export import bundle as bundle_module
+from pipeline.export.bundle import ExportSettings, ParityError, export_bundle
+from pipeline.export.gate import COMPARED_SCORE, compare
+from pipeline.export.onnx_model import write_onnx
+from pipeline.predict.bundle import BundleModel
+from pipeline.predict.inputs import find_documents, read_pages
+from pipeline.predict.model import Found
+from pipeline.predict.native import open_native
+from pipeline.train.run import evaluate_run, train_run
+from tests.support.runs import small_run
+
+pytestmark = pytest.mark.export
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+STEPS = {"faster_rcnn": 200, "retinanet": 400}
+
+
+@pytest.fixture(scope="module", params=list(STEPS))
+def trained(request: pytest.FixtureRequest, dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has learned its ten pages."""
+    folder = tmp_path_factory.mktemp(request.param)
+    schedule = {"steps": STEPS[request.param], "batch": 4, "reference_batch": 4, "lr": 3e-3}
+    run = {"checkpoint_every": 1000, "log_every": 100}
+    content = small_run(folder, dataset_folder, "run", schedule=schedule, run=run)
+    content["detector"]["architecture"] = request.param
+    config = resolve(content, "run")
+    context = RunContext(config)
+    train_run(context)
+    assert evaluate_run(context)["ap"] > 0.2, "the gate needs a model that finds something"
+    return config.folder
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path, dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "bundle"
+    export(trained, out, dataset_folder)
+    return out
+
+
+def export(run: Path, out: Path, data: Path, **settings: Any) -> dict[str, Any]:
+    dataset = PackedDataset(data)
+    return export_bundle(open_native(run), out, dataset, dataset, ExportSettings(**settings)).to_dict()
+
+
+def test_a_bundle_gives_what_the_trained_model_gives(trained: Path, exported: Path, dataset_folder: Path) -> None:
+    native, bundled = graphkd.load(trained, threshold=0.05), graphkd.load(exported, threshold=0.05)
+    regions = 0
+    for first, second in zip(native.predict(dataset_folder), bundled.predict(dataset_folder), strict=True):
+        regions += len(first)
+        assert abs(len(first) - len(second)) <= 1  # one at the threshold
+        if len(first) == len(second):
+            np.testing.assert_allclose(first.scores, second.scores, atol=1e-3)
+    assert regions > 20
+    parity = json.loads((exported / "parity.json").read_text())
+    assert parity["faults"] == [] and parity["unmatched"] == 0 and parity["regions"] > 20
+    assert parity["box_difference"] < 1e-3 and parity["score_difference"] < 1e-3
+    assert parity["ap_exported"] == pytest.approx(parity["ap_native"], abs=1e-3) and parity["ap_native"] > 0.2
+
+
+def test_boxes_are_those_of_pages_of_any_size(exported: Path, trained: Path, dataset_folder: Path) -> None:
+    (document,) = find_documents([dataset_folder])
+    page = next(iter(read_pages(document, 72)))
+    wide = page.image.resize((700, 260))  # type: ignore[union-attr]
+    first, second = (next(graphkd.load(path, threshold=0.06).predict(wide)) for path in (trained, exported))
+    np.testing.assert_allclose(first.boxes, second.boxes, atol=0.7)
+    assert first.labels == second.labels
+
+
+def test_a_bundle_describes_itself(exported: Path) -> None:
+    names = {"model.onnx", "bundle.json", "config.json", "preprocessor_config.json", "parity.json", "README.md"}
+    assert {path.name for path in exported.iterdir()} == names
+    config = json.loads((exported / "config.json").read_text())
+    assert config["id2label"] == {"0": "text", "1": "picture", "2": "title"}
+    assert config["original_labels"] == ["Text", "Picture", "Title"]
+    card = (exported / "README.md").read_text()
+    assert "Text, Picture, Title" in card and "resnet18" in card and "Warning" not in card
+
+
+def test_the_graph_has_the_inputs_that_docling_feeds(exported: Path, dataset_folder: Path) -> None:
+    """With sizes of pages only, as docling gives them, the page is the largest of its shape on the canvas."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(exported / "model.onnx"), providers=["CPUExecutionProvider"])
+    assert [each.name for each in session.get_inputs()][:2] == ["images", "orig_target_sizes"]
+    assert [each.name for each in session.get_outputs()] == ["labels", "boxes", "scores"]
+    (document,) = find_documents([dataset_folder])
+    page = next(iter(read_pages(document, 72))).image  # type: ignore[union-attr]
+    images = np.asarray(page).transpose(2, 0, 1)[None].astype(np.float32) / 255  # 96 x 128 px, as the canvas
+    sizes = np.array([[96, 128]])
+    given = {"images": images, "orig_target_sizes": sizes, "page_sizes": np.zeros((1, 2), dtype=np.int64)}
+    _, boxes, scores = session.run(None, given)
+    expected = next(graphkd.load(exported, threshold=0.05).predict(page))
+    np.testing.assert_allclose(boxes[0][scores[0] >= 0.05], expected.boxes, atol=1e-3)
+
+
+LOADING = """
+import sys, time
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "ray", "timm", "pyarrow"):
+            raise ImportError(f"{name} is not installed")
+
+sys.meta_path.insert(0, Missing())
+begin = time.perf_counter()
+import graphkd
+model = graphkd.load(sys.argv[1], threshold=0.05)
+seconds = time.perf_counter() - begin
+page = next(model.predict(sys.argv[2]))
+print(len(page), round(seconds, 2))
+"""
+
+
+def test_a_bundle_loads_and_predicts_without_torch(exported: Path, coco_folder: Path) -> None:
+    image = sorted((coco_folder / "images").iterdir())[0]
+    command = [sys.executable, "-c", LOADING, str(exported), str(image)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout.split()[0]) == len(next(graphkd.load(exported, threshold=0.05).predict(image)))
+
+
+def test_what_differs_from_the_trained_model_is_not_written_unless_forced(
+    trained: Path, dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(detector: TorchvisionDetector, canvas: tuple[int, int], path: Path) -> None:
+        with torch.no_grad():
+            for name, values in detector.named_parameters():
+                if "fpn" in name:
+                    values += 0.02
+        write_onnx(detector, canvas, path)
+        with torch.no_grad():
+            for name, values in detector.named_parameters():
+                if "fpn" in name:
+                    values -= 0.02
+
+    monkeypatch.setattr(bundle_module, "write_onnx", damaged)
+    out = tmp_path / "bundle"
+    with pytest.raises(ParityError, match=r"differs from the trained model.*--force"):
+        export(trained, out, dataset_folder)
+    assert list(tmp_path.iterdir()) == []
+    assert export(trained, out, dataset_folder, force=True)["faults"]
+    assert "**Warning:**" in (out / "README.md").read_text()
+    with pytest.raises(OutputError, match="exists; give another --out"):
+        export(trained, out, dataset_folder)
+
+
+def test_a_model_that_finds_nothing_proves_nothing(exported: Path, dataset_folder: Path) -> None:
+    model = BundleModel(exported)
+    nothing = Found(boxes=np.zeros((0, 4), np.float32), classes=np.zeros(0, np.int64), scores=np.zeros(0, np.float32))
+    model.detect = lambda images, _: [nothing] * len(images)  # type: ignore[method-assign]
+    parity = compare(model, model, PackedDataset(dataset_folder), "fp32", 3)
+    assert "finds nothing" in parity.faults[0] and COMPARED_SCORE > 0.05
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_smaller_models_are_smaller_and_measured(
+    precision: str, trained: Path, exported: Path, dataset_folder: Path, tmp_path: Path
+) -> None:
+    """Whether a model this small keeps its AP in 8 bits is not the point; that it is measured is."""
+    parity = export(trained, tmp_path / "small", dataset_folder, precision=precision, force=True)
+    sizes = [(folder / "model.onnx").stat().st_size for folder in (tmp_path / "small", exported)]
+    assert sizes[0] < {"fp16": 0.6, "int8": 0.5}[precision] * sizes[1]
+    assert parity["ap_exported"] > parity["ap_native"] - 0.1 and parity["precision"] == precision
+
+
+def test_int8_leaves_the_heads_in_float(trained: Path, dataset_folder: Path, tmp_path: Path) -> None:
+    import onnx
+
+    export(trained, tmp_path / "small", dataset_folder, precision="int8", force=True)
+    nodes = onnx.load(tmp_path / "small" / "model.onnx").graph.node
+    convolutions = [node for node in nodes if node.op_type == "Conv"]
+    quantised = [node for node in convolutions if node.input[1].endswith("DequantizeLinear_Output")]
+    assert 0 < len(quantised) < len(convolutions)
+    assert not any("rpn" in node.input[1] or ".head." in node.input[1] for node in quantised)
+
+
+def test_a_damaged_or_incomplete_bundle_is_refused(exported: Path, tmp_path: Path) -> None:
+    for damage, message in (
+        ("flip", "differs from its checksum"),
+        ("remove", "lacks config"),
+        ("version", "version 9"),
+    ):
+        copy = tmp_path / damage
+        shutil.copytree(exported, copy)
+        if damage == "flip":
+            content = bytearray((copy / "model.onnx").read_bytes())
+            content[len(content) // 2] ^= 1
+            (copy / "model.onnx").write_bytes(content)
+        elif damage == "remove":
+            (copy / "config.json").unlink()
+        else:
+            description = json.loads((copy / "bundle.json").read_text())
+            (copy / "bundle.json").write_text(json.dumps(description | {"version": 9}))
+        with pytest.raises(CheckpointError, match=message):
+            graphkd.load(copy)
+    description = json.loads((exported / "bundle.json").read_text())
+    copy = tmp_path / "outside"
+    shutil.copytree(exported, copy)
+    files = description["files"] | {"../secret": "0"}
+    (copy / "bundle.json").write_text(json.dumps(description | {"files": files}))
+    with pytest.raises(CheckpointError, match="lacks"):
+        graphkd.load(copy)
