@@ -24,7 +24,10 @@ app = typer.Typer(
 )
 
 set_wait_policy()  # before torch is imported
-COMMANDS = ("quickstart", "data", "train", "cache", "evaluate", "predict", "export", "report", "config", "weights")
+COMMANDS = (
+    *("quickstart", "data", "train", "cache", "evaluate", "predict", "export", "bench"),
+    *("report", "config", "weights"),
+)
 
 
 def _show_version(requested: bool) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from pipeline.export import bundle as bundle_module
 from pipeline.export.bundle import ExportSettings, ParityError, export_bundle
 from pipeline.export.gate import COMPARED_SCORE, compare
 from pipeline.export.onnx_model import write_onnx
+from pipeline.predict.bench import bench
 from pipeline.predict.bundle import BundleModel
 from pipeline.predict.inputs import find_documents, read_pages
 from pipeline.predict.model import Found
 from pipeline.predict.native import open_native
+from pipeline.predict.page import PageSource
 from pipeline.train.run import evaluate_run, train_run
 from tests.support.runs import small_run
 
@@ -221,3 +224,14 @@ def test_a_damaged_or_incomplete_bundle_is_refused(exported: Path, tmp_path: Pat
     (copy / "bundle.json").write_text(json.dumps(description | {"files": files}))
     with pytest.raises(CheckpointError, match="lacks"):
         graphkd.load(copy)
+
+
+def test_models_are_timed_side_by_side(trained: Path, exported: Path, dataset_folder: Path) -> None:
+    (document,) = find_documents([dataset_folder])
+    pages = [page.image for page in islice(read_pages(document, 72), 2) if isinstance(page, PageSource)]
+    native, bundled = bench([trained, exported], pages, threads=1, rounds=2)
+    assert (native["kind"], bundled["kind"]) == ("torch", "ONNX fp32")
+    for row in (native, bundled):
+        assert row["total_ms"] >= row["network_ms"] > 0 and row["p90_ms"] >= row["total_ms"] * 0.5
+        assert row["peak_mb"] > 50 and row["mb"] > 1 and row["ap"] > 0.2
+    assert bundled["peak_mb"] < native["peak_mb"], "a bundle needs no torch"

@@ -196,7 +196,13 @@ def damaged(folder: Path, kind: str) -> None:
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("kind", ["empty", "missing manifest", "truncated", "flipped", "foreign", "all"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("missing manifest", "flipped", "all"),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("empty", "truncated", "foreign")),
+    ],
+)
 def test_damaged_checkpoints_are_skipped_and_named(
     kind: str, root: Path, dataset_folder: Path, unkilled: dict[str, Outcome], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -268,7 +274,10 @@ def slow_run(config: RunConfig, folder: Path) -> list[str]:
     return [sys.executable, "-c", code]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGUSR2))],
+)
 def test_a_signal_ends_a_run_with_a_checkpoint_and_its_exit_code(
     number: signal.Signals, root: Path, dataset_folder: Path, unkilled: dict[str, Outcome], tmp_path: Path
 ) -> None:

@@ -179,6 +179,7 @@ def test_a_killed_driver_or_cluster_loses_nothing(
     check(local, unkilled)
 
 
+@pytest.mark.slow
 def test_what_ray_wrote_itself_decides_nothing(
     session: None, root: Path, dataset_folder: Path, unkilled: Outcome
 ) -> None:

@@ -138,6 +138,7 @@ def test_too_few_cpus_are_one_line_and_an_interrupt_ends_the_wait(config: Path, 
     assert code == 130 and not any("Traceback" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_long_temporary_folder_needs_no_mending(config: Path, tmp_path: Path) -> None:
     scratch = tmp_path / "_".join(["scratch_of_a_user_with_a_long_name"] * 3)
     scratch.mkdir()
