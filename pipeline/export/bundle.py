@@ -167,8 +167,11 @@ def _calibration_pages(
 
 
 def _hugging_face_config(names: list[str]) -> dict[str, Any]:
-    """``config.json`` as docling reads it: its own labels where a class has one."""
-    labels = [docling_label(name) or name for name in names]
+    """``config.json`` as docling reads it, which refuses labels that it does not know: text for those."""
+    labels = [docling_label(name) or "text" for name in names]
+    unmapped = [name for name in names if docling_label(name) is None]
+    if unmapped:
+        log.warning("docling has no label for %s, which its engine reads as text", ", ".join(unmapped))
     return {
         "architectures": ["GraphKDForObjectDetection"],
         "id2label": {str(index): label for index, label in enumerate(labels)},

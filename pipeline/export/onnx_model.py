@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -44,19 +45,21 @@ class ExportedDetector(nn.Module):
 
 
 def write_onnx(detector: TorchvisionDetector, canvas: tuple[int, int], path: Path) -> None:
-    """Export a detector in evaluation mode for one page at a time."""
+    """Export a detector in evaluation mode, for any number of pages at a time."""
     model = ExportedDetector(detector, canvas).eval()
-    width, height = canvas[1], canvas[0]
+    pages, height, width = 2, *canvas
     example = (
-        torch.zeros(1, 3, height, width),
-        torch.tensor([[width, height]]),
-        torch.tensor([[height, width]]),
+        torch.zeros(pages, 3, height, width),
+        torch.tensor([[width, height]] * pages),
+        torch.tensor([[height, width]] * pages),
     )
+    batch = torch.export.Dim("batch", min=1, max=1024)
     program = torch.onnx.export(
         model,
         example,
         dynamo=True,
         opset_version=OPSET,
+        dynamic_shapes=({0: batch}, {0: batch}, {0: batch}),
         input_names=list(INPUTS),
         output_names=list(OUTPUTS),
         custom_translation_table={
@@ -69,6 +72,17 @@ def write_onnx(detector: TorchvisionDetector, canvas: tuple[int, int], path: Pat
     )
     assert program is not None
     program.save(str(path))
+    _make_optional(path, "page_sizes")
+
+
+def _make_optional(path: Path, name: str) -> None:
+    """Give an input of sizes the default 0, for callers that do not know it."""
+    onnx = import_module("onnx")
+    model = onnx.load(path)
+    given = next(each for each in model.graph.input if each.name == name)
+    given.type.tensor_type.shape.dim[0].dim_param = "batch_or_1"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((1, 2), dtype=np.int64), name))
+    onnx.save(model, path)
 
 
 def _suppression(boxes: Any, valid: Any, iou: float) -> Any:

@@ -20,7 +20,7 @@ from pipeline.data.loading.augmentation import compute_transform, evaluation_aug
 from pipeline.predict.model import BUNDLE_FILE, PageModel, open_model
 
 WARMUP = 2
-PEAK = "import resource, sys; from pipeline.predict.bench import peak_memory; peak_memory(*sys.argv[1:])"
+PEAK = "import sys; from pipeline.predict.bench import peak_memory; peak_memory(*sys.argv[1:])"
 
 
 def bench(
@@ -126,10 +126,18 @@ def _peak_mb(path: Path, threads: int | None) -> float:
 
 def peak_memory(path: str, threads: str) -> None:
     """Predict a blank page and write the peak memory of this process in MB to stdout."""
-    import resource
-
     model = open_model(path, "cpu", int(threads) or None)
     canvas = np.full((1, 3, *model.view.canvas), 255, dtype=np.uint8)
     model.detect(canvas, np.array([model.view.canvas], dtype=np.int64))
-    unit = 1 if sys.platform == "darwin" else 1024
-    sys.stdout.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}\n")
+    sys.stdout.write(f"{_peak_of_this_process() / 1e6}\n")
+
+
+def _peak_of_this_process() -> int:
+    """Bytes. Not by getrusage where it can be helped, whose peak may be that of the process that started this one."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -62,17 +62,16 @@ class BundleModel:
 
     def detect(self, images: NDArray[np.uint8], sizes: NDArray[np.int64]) -> list[Found]:
         """Detect on canvases [B, 3, H, W] of pages of ``sizes`` [B, 2]."""
-        return [self._one(image, size) for image, size in zip(images, sizes, strict=True)]
-
-    def _one(self, image: NDArray[np.uint8], size: NDArray[np.int64]) -> Found:
         given = {
-            "images": image[None].astype(np.float32) / np.float32(255),
-            "orig_target_sizes": size[None, ::-1].copy(),  # the canvas' own px
-            "page_sizes": size[None],
+            "images": images.astype(np.float32) / np.float32(255),
+            "orig_target_sizes": sizes[:, ::-1].copy(),  # the canvas' own px
+            "page_sizes": sizes,
         }
-        labels, boxes, scores = (part[0] for part in self._session.run(["labels", "boxes", "scores"], given))
-        found = scores > 0  # the rest is padding
-        return Found(boxes=boxes[found], classes=labels[found], scores=scores[found])
+        pages = zip(*self._session.run(["labels", "boxes", "scores"], given), strict=True)
+        return [
+            Found(boxes=boxes[scores > 0], classes=labels[scores > 0], scores=scores[scores > 0])  # the rest is padding
+            for labels, boxes, scores in pages
+        ]
 
 
 def read_bundle(folder: Path) -> BundleJson:

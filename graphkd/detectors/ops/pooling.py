@@ -62,7 +62,7 @@ class PyramidPool(nn.Module):
         finest = self.first_stride.bit_length() - 1
         level = (CANONICAL_LEVEL - finest + (sides / CANONICAL_SIDE).log2() + 1e-6).floor()
         level = level.clamp(0, len(self.levels) - 1)
-        page = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
+        page = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand(boxes.shape[:2]).flatten()
         corners = flat / (self.first_stride * level.exp2())[:, None]
         return Placement(page=page, level=level.long(), corners=corners)
 

@@ -12,7 +12,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection._utils import encode_boxes
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign
 
 from graphkd.batch import Detections, Features, Proposals, RegionPredictions, Targets
@@ -98,9 +97,9 @@ class FasterRCNNDetector(TorchvisionDetector):
         """Objectness [B, A], deltas [B, A, 4], anchors [A, 4] and the number of anchors of each level."""
         objectness, deltas = map(to_float32, self.model.rpn.head(list(features.maps.values())))
         per_level = [level[0].numel() for level in objectness]
-        pages = len(features.sizes)
-        objectness, deltas = concat_box_prediction_layers(objectness, deltas)
-        return objectness.view(pages, -1), deltas.view(pages, -1, 4), self.anchors(features), per_level
+        logits = torch.cat([level.permute(0, 2, 3, 1).flatten(1) for level in objectness], dim=1)
+        boxes = [level.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3) for level in deltas]
+        return logits, torch.cat(boxes, dim=1), self.anchors(features), per_level
 
     @torch.no_grad()
     def _best(
@@ -108,8 +107,7 @@ class FasterRCNNDetector(TorchvisionDetector):
     ) -> Proposals:
         """What is left of each level's best anchors after suppression within the level, as in torchvision."""
         rpn, parts = self.model.rpn, []
-        for logits, boxes in self._best_of_levels(objectness, deltas, anchors, per_level):
-            levels = len(boxes) // len(sizes)
+        for levels, logits, boxes in self._best_of_levels(objectness, deltas, anchors, per_level):
             clipped = clip_to_pages(boxes, sizes.repeat(levels, 1))
             sides, scores = clipped[..., 2:] - clipped[..., :2], logits.sigmoid()
             usable = (sides >= MIN_SIDE).all(dim=-1) & (scores >= rpn.score_thresh)
@@ -123,8 +121,8 @@ class FasterRCNNDetector(TorchvisionDetector):
 
     def _best_of_levels(
         self, objectness: Tensor, deltas: Tensor, anchors: Tensor, per_level: list[int]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits [L x B, k] and boxes [L x B, k, 4] of the best anchors, together for L levels of the same k."""
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """L, logits [L x B, k] and boxes [L x B, k, 4] of the best anchors, together for L levels of the same k."""
         rpn, found, start = self.model.rpn, [], 0
         for count in per_level:
             logits, index = objectness[:, start : start + count].topk(min(count, rpn.pre_nms_top_n()), dim=1)
@@ -135,7 +133,7 @@ class FasterRCNNDetector(TorchvisionDetector):
             start += count
         for _, group in groupby(found, key=lambda level: level[0].shape[1]):
             logits_of, boxes_of = zip(*group, strict=True)
-            yield torch.cat(logits_of), torch.cat(boxes_of)
+            yield len(logits_of), torch.cat(logits_of), torch.cat(boxes_of)
 
     def _proposal_losses(
         self, objectness: Tensor, deltas: Tensor, anchors: Tensor, _: list[int], targets: Targets

@@ -107,14 +107,16 @@ def test_the_graph_has_the_inputs_that_docling_feeds(exported: Path, dataset_fol
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(exported / "model.onnx"), providers=["CPUExecutionProvider"])
-    assert [each.name for each in session.get_inputs()][:2] == ["images", "orig_target_sizes"]
+    assert [each.name for each in session.get_inputs()] == ["images", "orig_target_sizes"]
+    assert [each.name for each in session.get_overridable_initializers()] == ["page_sizes"]
     assert [each.name for each in session.get_outputs()] == ["labels", "boxes", "scores"]
     (document,) = find_documents([dataset_folder])
     page = next(iter(read_pages(document, 72))).image  # type: ignore[union-attr]
     images = np.asarray(page).transpose(2, 0, 1)[None].astype(np.float32) / 255  # 96 x 128 px, as the canvas
     sizes = np.array([[96, 128]])
-    given = {"images": images, "orig_target_sizes": sizes, "page_sizes": np.zeros((1, 2), dtype=np.int64)}
+    given = {"images": np.repeat(images, 3, axis=0), "orig_target_sizes": np.repeat(sizes, 3, axis=0)}
     _, boxes, scores = session.run(None, given)
+    np.testing.assert_allclose(boxes[2], boxes[0], atol=1e-3)
     expected = next(graphkd.load(exported, threshold=0.05).predict(page))
     np.testing.assert_allclose(boxes[0][scores[0] >= 0.05], expected.boxes, atol=1e-3)
 

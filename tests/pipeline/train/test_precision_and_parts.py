@@ -186,7 +186,7 @@ def test_memory_format_and_compilation_change_rounding_only(
     assert tensors(config.folder).keys() == tensors(folder / "plain").keys()
 
 
-@pytest.mark.parametrize("nodes", ["teacher", "student"])
+@pytest.mark.parametrize("nodes", ["fixed", "student"])
 def test_a_live_teacher_in_half_precision_gives_nearly_the_same(
     nodes: str, folder: Path, dataset_folder: Path, tmp_path: Path
 ) -> None:
