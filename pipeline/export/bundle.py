@@ -173,7 +173,7 @@ def _hugging_face_config(names: list[str]) -> dict[str, Any]:
     if unmapped:
         log.warning("docling has no label for %s, which its engine reads as text", ", ".join(unmapped))
     return {
-        "architectures": ["GraphKDForObjectDetection"],
+        "model_type": "rt_detr_v2",  # transformers, which docling reads this with, must know it; nothing else is used
         "id2label": {str(index): label for index, label in enumerate(labels)},
         "label2id": {label: index for index, label in enumerate(labels)},
         "original_labels": names,

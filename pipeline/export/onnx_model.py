@@ -67,7 +67,7 @@ def write_onnx(detector: TorchvisionDetector, canvas: tuple[int, int], path: Pat
             torch.ops.aten.sort.stable: _stable_sort,
         },
         external_data=False,
-        optimize=True,
+        optimize=False,  # takes minutes for graphs of this kind; onnxruntime does it when it loads them
         verbose=False,
     )
     assert program is not None

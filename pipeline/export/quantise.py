@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from pipeline.core.errors import DataError
 
 HEADS = (".rpn.", ".head.", ".roi_heads.")  # in the names of weights that stay in float
-FLOAT_OPERATORS = ["NonMaxSuppression", "TopK", "RoiAlign", "ScatterND", "Range", "Floor", "Log", "Exp", "Sqrt"]
+FLOAT_OPERATORS = [
+    *("NonMaxSuppression", "TopK", "RoiAlign", "ScatterND", "Range", "Floor", "Log", "Exp", "Sqrt"),
+    *("CastLike", "Where"),  # whose inputs would be of two types
+]
 
 
 def half(source: Path, target: Path) -> None:

@@ -97,6 +97,7 @@ def test_a_bundle_describes_itself(exported: Path) -> None:
     assert {path.name for path in exported.iterdir()} == names
     config = json.loads((exported / "config.json").read_text())
     assert config["id2label"] == {"0": "text", "1": "picture", "2": "title"}
+    assert config["model_type"] == "rt_detr_v2"  # without one that transformers knows, docling does not read the labels
     assert config["original_labels"] == ["Text", "Picture", "Title"]
     card = (exported / "README.md").read_text()
     assert "Text, Picture, Title" in card and "resnet18" in card and "Warning" not in card
