@@ -36,7 +36,7 @@ print(lines[-1]["time"] - lines[0]["time"])
 """
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart" / "student.yaml"
 POLICIES: dict[str, dict[str, str]] = {
-    "torch's own": {"GOMP_SPINCOUNT": "300000"},  # libgomp's default, said so that nothing else is chosen
+    "torch's own": {"GOMP_SPINCOUNT": "300000"},  # libgomp's default; being set, it keeps graphkd from choosing
     "sleeping": {"OMP_WAIT_POLICY": "PASSIVE"},
     "chosen": {},
 }

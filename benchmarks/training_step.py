@@ -20,19 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
-QUICKSTART = {
-    "norm": "group",
-    "anchor_sizes": [12, 24, 48, 96, 160],
-    "aspect_ratios": [0.125, 0.4, 1.0],
-    "fpn_channels": 64,
-    "head_width": 256,
-    "rpn_proposals_before_nms": 300,
-    "rpn_proposals": 120,
-    "rpn_batch": 128,
-    "roi_batch": 64,
-    "roi_positive_fraction": 0.4,
-}
+QUICKSTART = yaml.safe_load((ROOT / "configs" / "quickstart" / "base.yaml").read_text())["detector"]
 STUDENTS: dict[str, dict[str, Any]] = {
     "ResNet-18": {},
     "ResNet-50": {"detector": {"backbone": "resnet50", "norm": "frozen"}},

@@ -78,6 +78,12 @@ class TeacherPass:
             nodes = choose_nodes(self.teacher, self.features, proposals, targets, self.policy)
         return self.signals_at(nodes)
 
+    def own_signals(self, targets: Targets) -> TeacherSignals:
+        """Signals at nodes chosen from the teacher's own proposals."""
+        with torch.no_grad(), _autocast(self.dtype, self.features.sizes):
+            proposals = self.teacher.propose(self.features)
+        return self.signals(proposals, targets)
+
     @torch.no_grad()
     def signals_at(self, nodes: Nodes) -> TeacherSignals:
         """Signals at given nodes."""
@@ -111,20 +117,9 @@ def teacher_pass(
     return TeacherPass(teacher=teacher, features=features, policy=policy, maps=maps, dtype=dtype)
 
 
-@torch.no_grad()
-def live_signals(
-    teacher: Detector,
-    batch: PageBatch,
-    policy: NodePolicy,
-    *,
-    maps: bool = False,
-    dtype: torch.dtype = torch.float32,
-) -> TeacherSignals:
+def live_signals(teacher: Detector, batch: PageBatch, policy: NodePolicy, *, maps: bool = False) -> TeacherSignals:
     """Run the teacher on a batch and return its signals at nodes that ``policy`` chooses from its proposals."""
-    done = teacher_pass(teacher, batch, policy, maps=maps, dtype=dtype)
-    with _autocast(dtype, batch.images):
-        proposals = teacher.propose(done.features)
-    return done.signals(proposals, batch.targets())
+    return teacher_pass(teacher, batch, policy, maps=maps).own_signals(batch.targets())
 
 
 def _autocast(dtype: torch.dtype, on: Tensor) -> torch.autocast:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli.console import console, percent, print_json, progress_bar
+from pipeline.predict import DEFAULT_DPI
 
 COLUMNS = ("model", "kind", "AP", "parameters", "MB", "preparing ms", "network ms", "page ms", "p90 ms", "peak MB")
 
@@ -33,7 +34,7 @@ def bench(
     from pipeline.predict.inputs import find_documents, read_pages
     from pipeline.predict.page import PageSource
 
-    read = (page for document in find_documents([data]) for page in read_pages(document, 144.0))
+    read = (page for document in find_documents([data]) for page in read_pages(document, DEFAULT_DPI))
     pages = [page.image for page in islice((page for page in read if isinstance(page, PageSource)), count)]
     with progress_bar("timing", "rounds") as update:
         found = measure(

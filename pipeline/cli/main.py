@@ -23,7 +23,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-set_wait_policy()  # before torch is imported
 COMMANDS = (
     *("quickstart", "data", "train", "cache", "evaluate", "predict", "export", "bench"),
     *("report", "config", "weights"),
@@ -43,6 +42,7 @@ def _options(
         bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
+    set_wait_policy()  # before a command imports torch
     handler = logging.StreamHandler()
     handler.setLevel(logging.INFO if debug else logging.WARNING)  # a run's log file gets more than the terminal
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", handlers=[handler], level=handler.level)

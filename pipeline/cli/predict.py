@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipeline.cli.console import console, err, print_json, progress_bar
+from pipeline.predict import DEFAULT_DPI, DEFAULT_THRESHOLD
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +31,7 @@ def predict(
     ] = None,
     draw: Annotated[bool, typer.Option("--draw", help="Also write pages with their regions drawn.")] = False,
     pages: Annotated[str | None, typer.Option(help="Pages of PDFs and multi-page images, such as 1-3,7.")] = None,
-    dpi: Annotated[float, typer.Option(min=10, max=1200, help="Resolution at which PDFs are rendered.")] = 144.0,
+    dpi: Annotated[float, typer.Option(min=10, max=1200, help="Resolution at which PDFs are rendered.")] = DEFAULT_DPI,
     batch: Annotated[int, typer.Option(min=1, help="Pages detected together.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Threads that prepare pages.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -43,8 +45,8 @@ def predict(
 
     from pipeline.predict.inputs import find_documents, parse_pages
     from pipeline.predict.model import open_model
-    from pipeline.predict.predictor import DEFAULT_THRESHOLD, Predictor
-    from pipeline.predict.run import PredictSettings, predict_documents, summary_dict
+    from pipeline.predict.predictor import Predictor
+    from pipeline.predict.run import PredictSettings, predict_documents
     from pipeline.predict.writers import Format
 
     if form not in get_args(Format):
@@ -68,7 +70,7 @@ def predict(
     for line in summary.errors:
         err.print(f"not read: {line}", soft_wrap=True)
     if as_json:
-        print_json(summary_dict(summary))
+        print_json(asdict(summary))
     else:
         console.print(
             f"{summary.pages} pages, {summary.regions} regions: {', '.join(summary.files[:3])}", soft_wrap=True

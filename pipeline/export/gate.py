@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.evaluate.coco_ap import score
 from pipeline.evaluate.inference import ground_truth
-from pipeline.predict.inputs import Document, read_pages
+from pipeline.predict.inputs import dataset_pages
 from pipeline.predict.model import PageModel
 from pipeline.predict.page import PagePrediction, PageSource
 from pipeline.predict.predictor import Predictor
@@ -59,15 +59,13 @@ def compare(
     first, second = (Predictor(model, threshold=0.0) for model in (native, exported))
     sums, results = _Sums(), ([], [])  # type: tuple[_Sums, tuple[list[dict[str, Any]], list[dict[str, Any]]]]
     total = min(pages, len(dataset))
-    ids = {name: entry.id for name, entry in zip(dataset.class_names, dataset.categories, strict=True)}
-    document = Document(path=_folder(dataset), kind="dataset", last=total)
-    for number, page in enumerate(read_pages(document, dpi=72), start=1):
+    for number, page in enumerate(dataset_pages(dataset, 0, total), start=1):
         if isinstance(page, PageSource):
             pair = [next(predictor.stream([page])) for predictor in (first, second)]
             assert isinstance(pair[0], PagePrediction) and isinstance(pair[1], PagePrediction)
             sums.add(pair[0], pair[1])
-            for rows, found in zip(results, pair, strict=True):
-                rows += _coco(found, ids)
+            for rows, found in zip(results, (pair[0], pair[1]), strict=True):
+                rows += _coco(found, dataset.category_ids)
         progress(number, total)
     truth = _only(ground_truth(dataset), total)
     scored = bool(truth["annotations"])
@@ -75,13 +73,10 @@ def compare(
     return sums.parity(aps[0], aps[1], precision, total)
 
 
-def _folder(dataset: PackedDataset) -> Any:
-    return dataset.location
-
-
-def _coco(found: Any, ids: dict[str, int]) -> list[dict[str, Any]]:
-    rows = found.to_coco(found.image_id)
-    return [row | {"category_id": ids[found.class_names[row["category_id"] - 1]]} for row in rows]
+def _coco(found: PagePrediction, ids: dict[str, int]) -> list[dict[str, Any]]:
+    assert found.image_id is not None, "pages of a dataset have one"
+    rows = zip(found.to_coco(found.image_id), found.labels, strict=True)
+    return [row | {"category_id": ids[label]} for row, label in rows]
 
 
 def _only(truth: dict[str, Any], pages: int) -> dict[str, Any]:

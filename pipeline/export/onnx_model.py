@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from graphkd.boxes import clip_to_pages
 from graphkd.detectors.torchvision.common import TorchvisionDetector
 from graphkd.detectors.torchvision.fixed import fixed_detections
 
@@ -40,8 +41,7 @@ class ExportedDetector(nn.Module):
         features = self.detector.features(images * 255, shown.to(torch.int64))
         boxes, classes, scores = fixed_detections(self.detector, features)
         scale = (own / shown).flip(1).repeat(1, 2)[:, None]
-        limits = orig_target_sizes.repeat(1, 2)[:, None].to(boxes.dtype)
-        return classes, torch.minimum((boxes * scale).clamp(min=0), limits), scores
+        return classes, clip_to_pages(boxes * scale, own), scores
 
 
 def write_onnx(detector: TorchvisionDetector, canvas: tuple[int, int], path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.errors import DataError
+from pipeline.predict.bundle import model_inputs
 
 HEADS = (".rpn.", ".head.", ".roi_heads.")  # in the names of weights that stay in float
 FLOAT_OPERATORS = [
@@ -52,20 +52,19 @@ def int8(
         for node in onnx.load(source, load_external_data=False).graph.node
         if node.op_type == "Conv" and any(word in node.input[1] for word in HEADS)
     ]
-    with tempfile.TemporaryDirectory():
-        quantize_static(
-            source,
-            target,
-            _Pages(pages),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
-            nodes_to_exclude=heads,
-            per_channel=True,
-            reduce_range=reduce_range,
-            weight_type=QuantType.QInt8,
-            activation_type=QuantType.QUInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-        )
+    quantize_static(
+        source,
+        target,
+        _Pages(pages),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=["Conv"],
+        nodes_to_exclude=heads,
+        per_channel=True,
+        reduce_range=reduce_range,
+        weight_type=QuantType.QInt8,
+        activation_type=QuantType.QUInt8,
+        calibrate_method=CalibrationMethod.MinMax,
+    )
 
 
 class _Pages:
@@ -77,14 +76,7 @@ class _Pages:
     def get_next(self) -> dict[str, Any] | None:
         """Inputs of the next page."""
         page = next(self._pages, None)
-        if page is None:
-            return None
-        image, size = page
-        return {
-            "images": image[None].astype(np.float32) / np.float32(255),
-            "orig_target_sizes": size[None, ::-1].copy(),
-            "page_sizes": size[None],
-        }
+        return None if page is None else model_inputs(page[0][None], page[1][None])
 
     def set_range(self, start_index: int, end_index: int) -> None:
         """Called by onnxruntime for strided calibration, which is not used."""

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.core.errors import DataError, first_line
-from pipeline.data.loading.augmentation import compute_transform, evaluation_augmentation, render_page
 from pipeline.predict.model import BUNDLE_FILE, PageModel, open_model
+from pipeline.predict.predictor import on_canvas
 
 WARMUP = 2
 PEAK = "import sys; from pipeline.predict.bench import peak_memory; peak_memory(*sys.argv[1:])"
@@ -71,17 +70,10 @@ def _set_threads(threads: int | None) -> None:
 
 def _one(model: PageModel, page: Image.Image) -> tuple[float, float]:
     begin = time.perf_counter()
-    canvas, size = _shown(model, page)
+    canvas, transform = on_canvas(page, model.view)
     ready = time.perf_counter()
-    model.detect(canvas, size)
+    model.detect(canvas[None], np.array([[transform.height, transform.width]], dtype=np.int64))
     return ready - begin, time.perf_counter() - ready
-
-
-def _shown(model: PageModel, page: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    view = evaluation_augmentation(model.view)
-    transform = compute_transform(*page.size, view, model.view.canvas)
-    size = np.array([[transform.height, transform.width]], dtype=np.int64)
-    return render_page(page, view, model.view.canvas)[None], size
 
 
 def _figures(seconds: list[tuple[float, float]]) -> dict[str, float]:

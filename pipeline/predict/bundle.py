@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.core.errors import CheckpointError, DataError, first_line
 from pipeline.core.files import read_text, sha256_file
+from pipeline.core.parallel import available_cores
 from pipeline.data.loading.augmentation import AugmentationConfig
 from pipeline.predict.model import BUNDLE_FILE, Found
 
@@ -62,16 +62,20 @@ class BundleModel:
 
     def detect(self, images: NDArray[np.uint8], sizes: NDArray[np.int64]) -> list[Found]:
         """Detect on canvases [B, 3, H, W] of pages of ``sizes`` [B, 2]."""
-        given = {
-            "images": images.astype(np.float32) / np.float32(255),
-            "orig_target_sizes": sizes[:, ::-1].copy(),  # the canvas' own px
-            "page_sizes": sizes,
-        }
-        pages = zip(*self._session.run(["labels", "boxes", "scores"], given), strict=True)
+        pages = zip(*self._session.run(["labels", "boxes", "scores"], model_inputs(images, sizes)), strict=True)
         return [
             Found(boxes=boxes[scores > 0], classes=labels[scores > 0], scores=scores[scores > 0])  # the rest is padding
             for labels, boxes, scores in pages
         ]
+
+
+def model_inputs(images: NDArray[np.uint8], sizes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Inputs of the graph for canvases [B, 3, H, W] of pages of ``sizes`` [B, 2], with boxes in canvas px."""
+    return {
+        "images": images.astype(np.float32) / np.float32(255),
+        "orig_target_sizes": sizes[:, ::-1].copy(),
+        "page_sizes": sizes,
+    }
 
 
 def read_bundle(folder: Path) -> BundleJson:
@@ -100,6 +104,6 @@ def _session(path: Path, threads: int | None) -> Any:
     except ImportError as error:
         raise DataError(f"{path} needs onnxruntime: pip install 'graphkd[onnx]'") from error
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads or available_cores()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -14,13 +14,14 @@ from PIL import Image
 from graphkd.errors import UserError
 from pipeline.core.errors import DataError, first_line
 from pipeline.data.format.images import DECODING_ERRORS, SOURCE_FORMATS, decode_rgb
-from pipeline.predict.page import PageSource
+from pipeline.predict.page import POINTS_PER_INCH, PageSource
 
 if TYPE_CHECKING:
     import pypdfium2
 
+    from pipeline.data.format.dataset import PackedDataset
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pdf")
-POINTS_PER_INCH = 72
 DATASET_PART = 256  # pages of a dataset that are written together
 MAX_SIDE = 20_000  # px of a page that is rendered or decoded
 Kind = Literal["image", "pdf", "dataset"]
@@ -111,7 +112,10 @@ def read_pages(document: Document, dpi: float, wanted: set[int] | None = None) -
         wanted: page numbers, from 1; None for all. A dataset is read whole.
     """
     if document.kind == "dataset":
-        yield from _dataset_pages(document)
+        from pipeline.data.format.dataset import PackedDataset
+
+        dataset = PackedDataset(document.path)
+        yield from dataset_pages(dataset, document.first, len(dataset) if document.last is None else document.last)
         return
     read = _pdf_pages(document.path, dpi, wanted) if document.kind == "pdf" else _image_pages(document.path, wanted)
     found = False
@@ -170,15 +174,15 @@ def _render(pdf: pypdfium2.PdfDocument, path: Path, number: int, dpi: float) -> 
     return PageSource(file=str(path), page=number, image=image, dpi=shown)
 
 
-def _dataset_pages(document: Document) -> Iterator[PageSource | PageError]:
-    from pipeline.data.format.dataset import BadSampleError, PackedDataset
+def dataset_pages(dataset: PackedDataset, first: int, last: int) -> Iterator[PageSource | PageError]:
+    """Pages of an opened dataset from sample ``first`` to before ``last``, as :func:`read_pages`."""
+    from pipeline.data.format.dataset import BadSampleError
 
-    dataset = PackedDataset(document.path)
-    for index in range(document.first, len(dataset) if document.last is None else document.last):
+    for index in range(first, last):
         sample = dataset.sample(index)
         try:
             image = decode_rgb(dataset.open_image(dataset.read_images([sample])[0], sample))
         except (BadSampleError, *DECODING_ERRORS) as error:
-            yield PageError(f"{sample.key} of {document.path}: {first_line(error)}")
+            yield PageError(f"{sample.key} of {dataset.location}: {first_line(error)}")
             continue
         yield PageSource(file=sample.key, page=1, image=image, image_id=sample.image_id)

@@ -73,6 +73,6 @@ def open_native(path: Path, device: str = "auto") -> NativeModel:
         )
     config = load_run_config(run)
     names = checkpoint.class_names or PackedDataset(config.data.train, config.data.storage).class_names
-    on = resolve_device("cpu" if device == "auto" and not torch.cuda.is_available() else device)
+    on = resolve_device(device)
     detector = load_detector(config.detector, len(names), config.data.view.canvas, checkpoint, on)
     return NativeModel(detector, config, checkpoint, list(names), on)

@@ -19,6 +19,9 @@ COLOURS = (
 )
 
 
+POINTS_PER_INCH = 72
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PageSource:
     """One page of an input."""
@@ -70,7 +73,7 @@ class PagePrediction:
     @property
     def boxes_pt(self) -> NDArray[np.float32] | None:
         """Boxes in points of a PDF's page, y downwards; None for images."""
-        return None if self.dpi is None else self.boxes * np.float32(72 / self.dpi)
+        return None if self.dpi is None else self.boxes * np.float32(POINTS_PER_INCH / self.dpi)
 
     def to_dict(self) -> dict[str, Any]:
         """All but the image, for JSON."""

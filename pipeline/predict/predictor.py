@@ -14,16 +14,18 @@ from PIL import Image
 from pipeline.core.errors import DataError
 from pipeline.core.parallel import prefetch
 from pipeline.data.loading.augmentation import (
+    AugmentationConfig,
     Transform,
     compute_transform,
+    decode_image,
     evaluation_augmentation,
-    render_page,
+    render,
 )
+from pipeline.predict import DEFAULT_DPI, DEFAULT_THRESHOLD
 from pipeline.predict.inputs import PageError, find_documents, read_pages
 from pipeline.predict.model import Found, PageModel
 from pipeline.predict.page import PagePrediction, PageSource
 
-DEFAULT_THRESHOLD, DEFAULT_DPI = 0.3, 144.0
 AHEAD = 2  # batches that are read and rendered ahead
 Item = TypeVar("Item")
 Input = str | Path | Image.Image | NDArray[np.uint8]
@@ -100,9 +102,7 @@ class Predictor:
     def _shown(self, page: PageSource | PageError) -> tuple[PageSource, NDArray[np.uint8], Transform] | PageError:
         if isinstance(page, PageError):
             return page
-        view = evaluation_augmentation(self.model.view)
-        transform = compute_transform(*page.image.size, view, self.model.view.canvas)
-        return page, render_page(page.image, view, self.model.view.canvas), transform
+        return page, *on_canvas(page.image, self.model.view)
 
     def _predict(
         self, group: list[tuple[PageSource, NDArray[np.uint8], Transform] | PageError], keep_images: bool
@@ -136,6 +136,13 @@ class Predictor:
             image_id=page.image_id,
             image=page.image if keep_images else None,
         )
+
+
+def on_canvas(page: Image.Image, view: AugmentationConfig) -> tuple[NDArray[np.uint8], Transform]:
+    """A page as evaluation shows it: canvas uint8 [3, H, W] and where the page lies on it."""
+    shown = evaluation_augmentation(view)
+    transform = compute_transform(*page.size, shown, view.canvas)
+    return render(decode_image(page, shown, transform), transform, shown, view.canvas), transform
 
 
 def _sources(inputs: Iterable[Input], dpi: float, pages: set[int] | None) -> Iterator[PageSource | PageError]:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from pipeline.core.errors import OutputError
 from pipeline.core.files import ensure_owned_dir, fingerprint, write_atomic, write_json
 from pipeline.core.locks import checked_lock, file_lock
+from pipeline.predict import DEFAULT_DPI
 from pipeline.predict.inputs import Document, PageError, read_pages
 from pipeline.predict.page import PagePrediction
 from pipeline.predict.predictor import Predictor
@@ -25,7 +25,7 @@ class PredictSettings:
     """How documents are predicted, apart from the model."""
 
     form: Format = "coco"
-    dpi: float = 144.0
+    dpi: float = DEFAULT_DPI
     pages: list[int] | None = None
     """Page numbers from 1; None for all."""
     batch: int = 1
@@ -81,8 +81,7 @@ def _category_ids(documents: Sequence[Document], class_names: list[str]) -> dict
     for path in {document.path for document in documents if document.kind == "dataset"}:
         from pipeline.data.format.dataset import PackedDataset
 
-        dataset = PackedDataset(path)
-        ids |= {name: entry.id for name, entry in zip(dataset.class_names, dataset.categories, strict=True)}
+        ids |= PackedDataset(path).category_ids
     return {name: ids[name] for name in class_names}
 
 
@@ -160,8 +159,3 @@ def _finish(paths: list[Path], category_ids: dict[str, int], form: Format, out: 
 
     summary.files = [str(path) for path in write_predictions(good(), category_ids, form, out)]
     return summary
-
-
-def summary_dict(summary: PredictSummary) -> dict[str, Any]:
-    """The summary as JSON."""
-    return {name: getattr(summary, name) for name in ("documents", "pages", "regions", "errors", "files")}

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from pipeline.core.files import atomic_path, write_atomic, write_json
+from pipeline.predict.page import POINTS_PER_INCH
 
 Format = Literal["coco", "jsonl", "docling", "page-xml"]
 Line = dict[str, Any]
@@ -124,40 +125,13 @@ def _docling_document(file: str, pages: list[Line]) -> dict[str, Any]:
     items: dict[str, list[dict[str, Any]]] = {"texts": [], "tables": [], "pictures": []}
     order: list[dict[str, str]] = []
     for line in pages:
-        scale = 72 / line["dpi"] if "dpi" in line else 1
         for region in line["regions"]:
             label = docling_label(region["label"]) or "text"
             kind = {"table": "tables", "picture": "pictures"}.get(label, "texts")
             reference = f"#/{kind}/{len(items[kind])}"
-            left, top, right, bottom = (round(side * scale, 3) for side in region["box"])
-            box = {"l": left, "t": top, "r": right, "b": bottom, "coord_origin": "TOPLEFT"}
-            item: dict[str, Any] = {
-                "self_ref": reference,
-                "parent": {"$ref": "#/body"},
-                "children": [],
-                "content_layer": "body",
-                "label": label,
-                "prov": [{"page_no": line["page"], "bbox": box, "charspan": [0, 0]}],
-            }
-            if kind == "texts":
-                item |= {"orig": "", "text": ""} | ({"level": 1} if label == "section_header" else {})
-            else:
-                item |= {"captions": [], "references": [], "footnotes": []}
-            if kind == "tables":
-                item["data"] = {"table_cells": [], "num_rows": 0, "num_cols": 0}
-            items[kind].append(item)
+            items[kind].append(_docling_item(line, region["box"], label, kind, reference))
             order.append({"$ref": reference})
     body = {"self_ref": "#/body", "children": order, "content_layer": "body", "name": "_root_", "label": "unspecified"}
-    sizes = {
-        str(line["page"]): {
-            "size": {
-                "width": round(line["width"] * (72 / line["dpi"] if "dpi" in line else 1), 3),
-                "height": round(line["height"] * (72 / line["dpi"] if "dpi" in line else 1), 3),
-            },
-            "page_no": line["page"],
-        }
-        for line in pages
-    }
     return {
         "schema_name": "DoclingDocument",
         "version": "1.0.0",
@@ -167,8 +141,36 @@ def _docling_document(file: str, pages: list[Line]) -> dict[str, Any]:
         "groups": [],
         **items,
         "key_value_items": [],
-        "pages": sizes,
+        "pages": {str(line["page"]): _docling_page(line) for line in pages},
     }
+
+
+def _docling_item(line: Line, box: list[float], label: str, kind: str, reference: str) -> dict[str, Any]:
+    left, top, right, bottom = _docling_units(line, box)
+    place = {"l": left, "t": top, "r": right, "b": bottom, "coord_origin": "TOPLEFT"}
+    item: dict[str, Any] = {
+        "self_ref": reference,
+        "parent": {"$ref": "#/body"},
+        "children": [],
+        "content_layer": "body",
+        "label": label,
+        "prov": [{"page_no": line["page"], "bbox": place, "charspan": [0, 0]}],
+    }
+    if kind == "texts":
+        return item | {"orig": "", "text": ""} | ({"level": 1} if label == "section_header" else {})
+    table = {"data": {"table_cells": [], "num_rows": 0, "num_cols": 0}} if kind == "tables" else {}
+    return item | {"captions": [], "references": [], "footnotes": []} | table
+
+
+def _docling_page(line: Line) -> dict[str, Any]:
+    width, height = _docling_units(line, [line["width"], line["height"]])
+    return {"size": {"width": width, "height": height}, "page_no": line["page"]}
+
+
+def _docling_units(line: Line, values: list[float]) -> list[float]:
+    """Points for PDFs, px for images."""
+    scale = POINTS_PER_INCH / line["dpi"] if "dpi" in line else 1
+    return [round(value * scale, 3) for value in values]
 
 
 def _write_page_xml(lines: Iterable[Line], _: Mapping[str, int], out: Path) -> list[Path]:

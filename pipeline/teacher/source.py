@@ -10,7 +10,7 @@ import torch
 from graphkd.batch import PageBatch
 from graphkd.detectors.protocol import Detector
 from graphkd.method.config import MethodConfig
-from graphkd.nodes import NodePolicy, TeacherPass, live_signals, teacher_pass
+from graphkd.nodes import NodePolicy, TeacherPass, teacher_pass
 from graphkd.signals import TeacherSignals
 
 
@@ -69,7 +69,8 @@ class LiveTeacher:
 
     def signals(self, batch: PageBatch, prefetched: None = None) -> TeacherSignals | TeacherPass:
         """Run the teacher over ``batch``."""
+        done = teacher_pass(self.teacher, batch, self.policy, maps=self.method.uses_maps, dtype=self.dtype)
         if self.method.nodes == "student":
-            return teacher_pass(self.teacher, batch, self.policy, maps=self.method.uses_maps, dtype=self.dtype)
-        signals = live_signals(self.teacher, batch, self.policy, maps=self.method.uses_maps, dtype=self.dtype)
+            return done
+        signals = done.own_signals(batch.targets())
         return signals.compressed() if self.compress else signals

@@ -27,17 +27,22 @@ def configure_determinism(compute: ComputeConfig) -> None:
 
 def apply_precision_and_compile(module: TrainingStep, compute: ComputeConfig) -> TrainingStep:
     """Apply the memory format, and compile the step or the student's backbone. Names of tensors stay."""
+    apply_memory_format(module, compute)
     if compute.compile == "step":
         module.losses = torch.compile(module.losses, dynamic=False)  # type: ignore[method-assign]
-        return module.to(memory_format=torch.channels_last) if compute.channels_last else module
-    prepare_detector(module.detector, compute)
+    else:
+        compile_parts(module.detector, compute)
     return module
 
 
-def prepare_detector(detector: DetectorModule, compute: ComputeConfig) -> None:
-    """Apply the memory format, and compile the parts with fixed shapes."""
+def apply_memory_format(module: nn.Module, compute: ComputeConfig) -> None:
+    """Apply the memory format of ``compute``."""
     if compute.channels_last:
-        detector.to(memory_format=torch.channels_last)
+        module.to(memory_format=torch.channels_last)
+
+
+def compile_parts(detector: DetectorModule, compute: ComputeConfig) -> None:
+    """Compile the parts with fixed shapes, if ``compute`` asks for compilation."""
     if compute.compile:
         for part in detector.compilable_modules():
             part.compile(dynamic=False)

@@ -7,7 +7,7 @@ import torch
 from pipeline.cache.cached_teacher import CachedTeacher
 from pipeline.context import RunContext
 from pipeline.teacher.source import LiveTeacher, NoTeacher, SignalSource
-from pipeline.train.precision import DTYPES, prepare_detector
+from pipeline.train.precision import DTYPES, apply_memory_format, compile_parts
 
 
 def signal_source(context: RunContext, device: torch.device) -> SignalSource:
@@ -17,7 +17,8 @@ def signal_source(context: RunContext, device: torch.device) -> SignalSource:
         return NoTeacher()
     if config.teacher.signals == "live":
         teacher = context.teacher.load(context.dataset.num_classes, device)
-        prepare_detector(teacher, config.compute)
+        apply_memory_format(teacher, config.compute)
+        compile_parts(teacher, config.compute)
         compress, dtype = config.teacher.store == "descriptors", DTYPES[config.compute.teacher_precision]
         return LiveTeacher(teacher, config.teacher.nodes, config.method, compress, dtype)
     return open_cache(context)

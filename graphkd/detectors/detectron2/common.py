@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from graphkd.batch import Features, Targets
 from graphkd.detectors.common import page_mask
-from graphkd.detectors.ops.matching import BACKGROUND, match_boxes
+from graphkd.detectors.ops.matching import match_boxes, match_labels
 from graphkd.detectors.protocol import DetectorModule, DetectorSpec
 
 
@@ -68,5 +67,4 @@ def match_anchors(matcher: Matcher, anchors: Tensor, targets: Targets) -> tuple[
     low, high = matcher.thresholds[1], matcher.thresholds[-2]
     rescue = matcher.allow_low_quality_matches
     matches = match_boxes(targets.boxes, targets.valid, anchors[None], low=low, high=high, rescue=rescue)
-    labels = torch.where(matches >= 0, 1, torch.where(matches == BACKGROUND, 0, -1))
-    return matches.clamp(min=0), labels
+    return matches.clamp(min=0), match_labels(matches)

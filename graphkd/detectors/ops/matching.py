@@ -38,3 +38,8 @@ def match_boxes(boxes: Tensor, valid: Tensor, anchors: Tensor, *, low: float, hi
     labelled = torch.where(best < high, IGNORED, matches)
     labelled = torch.where(best < low, BACKGROUND, labelled)
     return torch.where(wanted, matches, labelled)
+
+
+def match_labels(matches: Tensor) -> Tensor:
+    """1 for foreground, 0 for background and -1 for neither, of what :func:`match_boxes` returns."""
+    return torch.where(matches >= 0, 1, torch.where(matches == BACKGROUND, 0, -1))

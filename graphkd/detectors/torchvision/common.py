@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection._utils import Matcher, encode_boxes
 
-from graphkd.batch import Features
+from graphkd.batch import Features, Targets
 from graphkd.detectors.common import page_mask
 from graphkd.detectors.config import DetectorConfig
+from graphkd.detectors.ops.matching import match_boxes
 from graphkd.detectors.ops.pooling import PyramidPool
 from graphkd.detectors.protocol import DetectorModule, DetectorSpec
 from graphkd.detectors.torchvision.regions import all_anchors
@@ -65,6 +67,18 @@ class TorchvisionDetector(DetectorModule):
         """Anchors [A, 4], the same on every page."""
         generator = self.model.rpn.anchor_generator if hasattr(self.model, "rpn") else self.model.anchor_generator
         return all_anchors(generator, list(features.maps.values()), features.canvas)
+
+
+def match_anchors(matcher: Matcher, anchors: Tensor, targets: Targets) -> Tensor:
+    """What torchvision's ``matcher`` finds for anchors [A, 4] on every page: see :func:`match_boxes`, [B, A]."""
+    low, high, rescue = matcher.low_threshold, matcher.high_threshold, matcher.allow_low_quality_matches
+    return match_boxes(targets.boxes, targets.valid, anchors[None], low=low, high=high, rescue=rescue)
+
+
+def encode(truth: Tensor, boxes: Tensor, weights: Tensor) -> Tensor:
+    """Deltas [B, S, 4] from boxes to ground truth; not finite where one of them has no area."""
+    deltas: Tensor = encode_boxes(truth.flatten(0, 1), boxes.flatten(0, 1), weights)
+    return deltas.view_as(truth)
 
 
 def _without_compiling(features: Features) -> AbstractContextManager[object]:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, smooth_l1_loss
 from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection._utils import encode_boxes
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -19,11 +18,11 @@ from graphkd.boxes import clip_to_pages
 from graphkd.detectors.common import to_float32
 from graphkd.detectors.config import DetectorConfig
 from graphkd.detectors.ops.gather import rows, valid_rows
-from graphkd.detectors.ops.matching import BACKGROUND, match_boxes
+from graphkd.detectors.ops.matching import match_boxes, match_labels
 from graphkd.detectors.ops.suppression import suppress
 from graphkd.detectors.protocol import DetectorSpec
 from graphkd.detectors.sampling import Sampled, SeededSampler
-from graphkd.detectors.torchvision.common import TorchvisionDetector
+from graphkd.detectors.torchvision.common import TorchvisionDetector, encode, match_anchors
 from graphkd.detectors.torchvision.regions import anchor_generator, region_pool
 
 if TYPE_CHECKING:
@@ -138,25 +137,18 @@ class FasterRCNNDetector(TorchvisionDetector):
     def _proposal_losses(
         self, objectness: Tensor, deltas: Tensor, anchors: Tensor, _: list[int], targets: Targets
     ) -> dict[str, Tensor]:
-        matches = self._match_anchors(anchors, targets)
-        labels = torch.where(matches >= 0, 1, torch.where(matches == BACKGROUND, 0, -1))
-        sampled = self.anchor_sampler.sample(labels, targets.seeds)
+        matches = match_anchors(self.model.rpn.proposal_matcher, anchors, targets)
+        sampled = self.anchor_sampler.sample(match_labels(matches), targets.seeds)
         counts = sampled.valid.sum(dim=1).clamp(min=1)
         logits = objectness.gather(1, sampled.indices)
         errors = binary_cross_entropy_with_logits(logits, sampled.positive.to(logits.dtype), reduction="none")
         truth = rows(targets.boxes, matches.gather(1, sampled.indices).clamp(min=0))
-        expected = self._encode(truth, anchors[sampled.indices], torch.ones_like(self.region_weights))
+        expected = encode(truth, anchors[sampled.indices], torch.ones_like(self.region_weights))
         box_errors = _box_errors(rows(deltas, sampled.indices), expected, sampled)
         return {
             "loss_objectness": errors.masked_fill(~sampled.valid, 0).sum(dim=1) / counts,
             "loss_rpn_box": box_errors / counts,
         }
-
-    def _match_anchors(self, anchors: Tensor, targets: Targets) -> Tensor:
-        """Index of each anchor's ground truth [B, A], negative for background and for neither."""
-        matcher = self.model.rpn.proposal_matcher
-        low, high = matcher.low_threshold, matcher.high_threshold
-        return match_boxes(targets.boxes, targets.valid, anchors[None], low=low, high=high, rescue=True)
 
     def _region_losses(self, features: Features, proposals: Proposals, targets: Targets) -> dict[str, Tensor]:
         boxes, classes, expected, sampled = self._sample_regions(proposals, targets)
@@ -181,14 +173,8 @@ class FasterRCNNDetector(TorchvisionDetector):
         sampled = self.region_sampler.sample(labels.masked_fill(~valid, -1), targets.seeds)
         classes = labels.gather(1, sampled.indices).masked_fill(~sampled.valid, 0)
         chosen = rows(boxes, sampled.indices)
-        expected = self._encode(rows(targets.boxes, truth.gather(1, sampled.indices)), chosen, self.region_weights)
+        expected = encode(rows(targets.boxes, truth.gather(1, sampled.indices)), chosen, self.region_weights)
         return chosen, classes, expected, sampled
-
-    @staticmethod
-    def _encode(truth: Tensor, boxes: Tensor, weights: Tensor) -> Tensor:
-        """Deltas [B, S, 4] from boxes to ground truth; not finite where one of them has no area."""
-        deltas: Tensor = encode_boxes(truth.flatten(0, 1), boxes.flatten(0, 1), weights)
-        return deltas.view_as(truth)
 
 
 def _by_page(values: Tensor, levels: int) -> Tensor:

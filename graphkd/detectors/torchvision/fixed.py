@@ -53,8 +53,7 @@ def _of_anchors(detector: RetinaNetDetector, features: Features) -> Candidates:
     """As :func:`_of_regions`, from the best anchors and classes of each level."""
     model, outputs, anchors = detector.model, detector.head_outputs(features), detector.anchors(features)
     classes_of, start, found = outputs["cls_logits"].shape[-1], 0, []
-    for level in features.maps.values():
-        count = level.shape[-2] * level.shape[-1] * detector.anchors_per_cell
+    for count in detector.anchors_per_level(features):
         logits = outputs["cls_logits"][:, start : start + count].flatten(1)
         best, index = logits.sigmoid().topk(min(model.topk_candidates, logits.shape[1]), dim=1)
         anchor = torch.div(index, classes_of, rounding_mode="floor") + start

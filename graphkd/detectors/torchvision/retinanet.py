@@ -8,17 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import l1_loss
 from torchvision.models.detection import RetinaNet
-from torchvision.models.detection._utils import encode_boxes
 from torchvision.ops import sigmoid_focal_loss
 
 from graphkd.batch import Detections, Features, Proposals, Targets
 from graphkd.boxes import clip_to_pages
 from graphkd.detectors.config import DetectorConfig
 from graphkd.detectors.ops.gather import first_rows, rows, valid_rows
-from graphkd.detectors.ops.matching import IGNORED, match_boxes
+from graphkd.detectors.ops.matching import IGNORED
 from graphkd.detectors.ops.suppression import suppress
 from graphkd.detectors.protocol import DetectorSpec
-from graphkd.detectors.torchvision.common import TorchvisionDetector
+from graphkd.detectors.torchvision.common import TorchvisionDetector, encode, match_anchors
 from graphkd.detectors.torchvision.regions import anchor_generator, region_pool
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ class RetinaNetDetector(TorchvisionDetector):
         """Return detections after NMS per class, best first."""
         outputs, anchors = self.head_outputs(features), self.anchors(features)
         pages = len(features.sizes)
-        per_level = [level.shape[-2] * level.shape[-1] * self.anchors_per_cell for level in features.maps.values()]
+        per_level = self.anchors_per_level(features)
         by_level = {name: list(output.split(per_level, dim=1)) for name, output in outputs.items()}
         anchors_by_level = [list(anchors.split(per_level))] * pages
         found = self.model.postprocess_detections(by_level, anchors_by_level, features.image_sizes)
@@ -74,37 +73,26 @@ class RetinaNetDetector(TorchvisionDetector):
         outputs = self.model.head(list(features.maps.values()))
         return {name: output.float() for name, output in outputs.items()}
 
-    @property
-    def anchors_per_cell(self) -> int:
-        """Anchors of each pixel of a level."""
-        return self.model.anchor_generator.num_anchors_per_location()[0]
+    def anchors_per_level(self, features: Features) -> list[int]:
+        """Number of anchors of each level."""
+        per_cell = self.model.anchor_generator.num_anchors_per_location()[0]
+        return [level.shape[-2] * level.shape[-1] * per_cell for level in features.maps.values()]
 
     def _losses(self, outputs: dict[str, Tensor], anchors: Tensor, targets: Targets) -> dict[str, Tensor]:
-        matches = self._match_anchors(anchors, targets)
+        matches = match_anchors(self.model.proposal_matcher, anchors, targets)
         foreground, truth = matches >= 0, matches.clamp(min=0)
         counts = foreground.sum(dim=1).clamp(min=1)
         logits = outputs["cls_logits"]
         classes = targets.classes.gather(1, truth).masked_fill(~foreground, -1)
         expected = (classes[..., None] == torch.arange(logits.shape[-1], device=logits.device)).to(logits.dtype)
         errors = sigmoid_focal_loss(logits, expected).sum(dim=-1)
-        deltas = self._encode(rows(targets.boxes, truth), anchors).masked_fill(~foreground[..., None], 0)
+        boxes, unit = rows(targets.boxes, truth), torch.ones_like(anchors[0])
+        deltas = encode(boxes, anchors.expand_as(boxes), unit).masked_fill(~foreground[..., None], 0)
         box_errors = l1_loss(outputs["bbox_regression"], deltas, reduction="none").sum(dim=-1)
         return {
             "loss_class": errors.masked_fill(matches == IGNORED, 0).sum(dim=1) / counts,
             "loss_box": box_errors.masked_fill(~foreground, 0).sum(dim=1) / counts,
         }
-
-    def _match_anchors(self, anchors: Tensor, targets: Targets) -> Tensor:
-        """Index of each anchor's ground truth [B, A], negative for background and for neither."""
-        matcher = self.model.proposal_matcher
-        low, high = matcher.low_threshold, matcher.high_threshold
-        return match_boxes(targets.boxes, targets.valid, anchors[None], low=low, high=high, rescue=True)
-
-    def _encode(self, truth: Tensor, anchors: Tensor) -> Tensor:
-        """Deltas [B, A, 4] from anchors to ground truth; not finite for padding."""
-        repeated = anchors.expand_as(truth).flatten(0, 1)
-        deltas: Tensor = encode_boxes(truth.flatten(0, 1), repeated, torch.ones_like(anchors[0]))
-        return deltas.view_as(truth)
 
     @torch.no_grad()
     def _proposals(self, outputs: dict[str, Tensor], anchors: Tensor, sizes: Tensor) -> Proposals:

@@ -110,6 +110,11 @@ class PackedDataset:
         return unique_names(self.categories)
 
     @property
+    def category_ids(self) -> dict[str, int]:
+        """COCO's id of each class by its name."""
+        return {name: category.id for name, category in zip(self.class_names, self.categories, strict=True)}
+
+    @property
     def class_entries(self) -> list[ClassEntry]:
         """Name and text flag of each class, as checkpoints and caches record them."""
         pairs = zip(self.class_names, self.text_classes, strict=True)

@@ -141,13 +141,13 @@ def _worker(arguments: dict[str, Any]) -> None:
     from pipeline.config import resolve
     from pipeline.context import RunContext
     from pipeline.core.distributed import create_world
+    from pipeline.core.parallel import available_cores
     from pipeline.train.worker import run_worker
 
     os.chdir(arguments["directory"])
     config = resolve(arguments["config"], "the submitted config")
     context = ray.train.get_context()
-    cores = len(os.sched_getaffinity(0))  # of the job, not of the whole node
-    torch.set_num_threads(config.engine.threads or max(1, cores // context.get_local_world_size()))
+    torch.set_num_threads(config.engine.threads or max(1, available_cores() // context.get_local_world_size()))
     world = create_world(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     run_worker(RunContext(config), world, _preemption_notice())
 

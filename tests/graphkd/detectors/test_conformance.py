@@ -10,21 +10,11 @@ from torch import Tensor
 
 from graphkd.batch import PageBatch, Targets
 from graphkd.detectors import Detector, DetectorConfig, DetectorModule, build_detector
+from tests.support.runs import SMALL_DETECTOR
 
 CANVAS = (128, 96)
 CLASSES = 4
-SMALL = {
-    "backbone": "resnet18",
-    "norm": "group",
-    "fpn_channels": 16,
-    "head_width": 32,
-    "anchor_sizes": (8, 16, 32, 64, 128),
-    "rpn_proposals_before_nms": 60,
-    "rpn_proposals": 30,
-    "rpn_batch": 32,
-    "roi_batch": 16,
-    "score_threshold": 0.0,
-}
+SMALL = {**SMALL_DETECTOR, "score_threshold": 0.0}
 
 
 KINDS = {

@@ -16,24 +16,14 @@ from graphkd.detectors import DetectorConfig, DetectorModule, build_detector
 from graphkd.detectors.sampling import Sampled, SeededSampler
 from graphkd.detectors.torchvision.fixed import fixed_detections
 from graphkd.distill import TrainingStep
+from tests.support.runs import SMALL_DETECTOR
 
 CANVAS, CLASSES, PAGES = (128, 96), 4, 3
-SMALL: dict[str, Any] = {
-    "backbone": "resnet18",
-    "norm": "group",
-    "fpn_channels": 16,
-    "head_width": 32,
-    "anchor_sizes": (8, 16, 32, 64, 128),
-    "rpn_proposals_before_nms": 60,
-    "rpn_proposals": 30,
-    "rpn_batch": 32,
-    "roi_batch": 16,
-}
 
 
 def built(architecture: str, **changes: Any) -> DetectorModule:
     torch.manual_seed(0)
-    detector = build_detector(DetectorConfig(architecture=architecture, **SMALL | changes), CLASSES, CANVAS)  # type: ignore[arg-type]
+    detector = build_detector(DetectorConfig(architecture=architecture, **SMALL_DETECTOR | changes), CLASSES, CANVAS)  # type: ignore[arg-type]
     for parameter in detector.parameters():  # random heads give the same to every anchor
         if parameter.ndim > 1:
             torch.nn.init.kaiming_normal_(parameter, generator=torch.Generator().manual_seed(parameter.numel()))
