@@ -81,6 +81,7 @@ def _make_optional(path: Path, name: str) -> None:
     model = onnx.load(path)
     given = next(each for each in model.graph.input if each.name == name)
     given.type.tensor_type.shape.dim[0].dim_param = "batch_or_1"
+    del model.graph.value_info[:]  # shapes that hold for a whole batch of sizes only; onnxruntime infers its own
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((1, 2), dtype=np.int64), name))
     onnx.save(model, path)
 
