@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipeline.core.errors import DataError
 from pipeline.core.parallel import prefetch
+from pipeline.data.format.images import decode_rgb
 from pipeline.data.loading.augmentation import (
     AugmentationConfig,
     Transform,
@@ -152,7 +153,7 @@ def _sources(inputs: Iterable[Input], dpi: float, pages: set[int] | None) -> Ite
                 yield from read_pages(document, dpi, pages)
         else:
             image = given if isinstance(given, Image.Image) else Image.fromarray(given)
-            yield PageSource(file=f"input {number}", page=1, image=image.convert("RGB"))
+            yield PageSource(file=f"input {number}", page=1, image=decode_rgb(image.copy()))
 
 
 def _until_none(items: Iterator[PageSource | PageError | None]) -> Iterator[PageSource | PageError]:

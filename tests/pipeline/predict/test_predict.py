@@ -72,6 +72,17 @@ def test_arrays_images_and_paths_are_pages(tmp_path: Path) -> None:
         np.testing.assert_allclose(each.boxes, found[0].boxes)
 
 
+def test_an_image_that_is_passed_is_decoded_as_one_in_a_file(tmp_path: Path) -> None:
+    """Transparency is white paper, also where the colour behind it is black."""
+    clear = Image.new("RGBA", (300, 400), (0, 0, 0, 0))
+    clear.paste((0, 0, 0, 255), (30, 40, 150, 200))
+    clear.save(tmp_path / "clear.png")
+    found, expected = predicted(clear, tmp_path / "clear.png")
+    np.testing.assert_allclose(found.boxes, expected.boxes)
+    assert np.abs(found.boxes[0] - np.array([30, 40, 150, 200])).max() < 6
+    assert clear.mode == "RGBA", "the caller's image stays as it is"
+
+
 def test_a_photograph_is_turned_and_a_scan_is_split_into_its_pages(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6  # the camera was turned by a quarter
