@@ -42,25 +42,36 @@ def register(app: typer.Typer) -> None:
 
 
 def submit_slurm(
-    config: ConfigArgument,
+    config: Annotated[Path, typer.Argument(help="Config of the run; with --predict, the model.")],
     site: SiteOption,
-    overrides: OverridesArgument = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Overrides, such as schedule.steps=1000; with --predict, inputs, and after -- options of predict."
+        ),
+    ] = None,
     nodes: NodesOption = "1",
     cache: Annotated[bool, typer.Option("--cache", help="Build the teacher cache instead of training.")] = False,
     tasks: Annotated[
         int, typer.Option("--tasks", min=0, help="With --cache: size of a job array whose tasks share the work.")
     ] = 0,
+    predict: Annotated[bool, typer.Option("--predict", help="Predict pages instead of training.")] = False,
+    out: Annotated[Path | None, typer.Option(help="With --predict: folder of the results.")] = None,
     after: AfterOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Submit a run to Slurm."""
+    """Submit a run, the building of a teacher cache, or a prediction to Slurm."""
     from cluster.site import load_site
-    from cluster.slurm.plan import cache_job, training_job
+    from cluster.slurm.plan import cache_job, prediction_job, training_job
     from cluster.slurm.script import sbatch_script
 
     description, jobs = load_site(site), tuple(after or ())
-    if cache:
+    if predict != (out is not None) or (predict and not overrides):
+        raise typer.BadParameter("--predict needs inputs and --out, and nothing else takes --out")
+    if out is not None:
+        job = prediction_job(config, overrides or [], out, description, nodes=nodes, after=jobs)
+    elif cache:
         job = cache_job(config, overrides or [], description, tasks=tasks, nodes=nodes, after=jobs)
     else:
         job = training_job(config, overrides or [], description, nodes=nodes, after=jobs)

@@ -9,57 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from graphkd.errors import ConfigError
 from pipeline.cache.build import Builders
 from pipeline.cache.builder import Progress
-from pipeline.config import EngineConfig
 from pipeline.context import RunContext
 from pipeline.core.ray_session import ray_session, set_ray_environment, to_user_error
+from pipeline.core.ray_share import divide_cluster
 
 MAX_RESTARTS = 3  # of one builder, and of one shard
-CPU_THREADS = 4  # of a builder without a GPU
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """How the cluster is divided among builders."""
-
-    builders: int
-    threads: int
-    gpus: int
-    """GPUs of each builder."""
-
-
-def divide_cluster(engine: EngineConfig, nodes: list[dict[str, float]], shards: int, workers: int) -> Share:
-    """Divide nodes with these resources among builders.
-
-    Args:
-        engine: threads of a builder and its device.
-        nodes: Ray resources of each node.
-        shards: number of files; more builders would be idle.
-        workers: maximum number of builders; 0 for as many as fit.
-
-    Raises:
-        ConfigError: if no node has ``engine.threads`` CPUs.
-    """
-    cpus = [max(1, int(node.get("CPU", 1))) for node in nodes]
-    gpus = [int(node.get("GPU", 0)) for node in nodes]
-    limit = min(shards, workers or shards)
-    if engine.threads > max(cpus):
-        raise ConfigError(
-            f"engine.threads {engine.threads} is more than the {max(cpus)} CPUs of the largest node; give fewer"
-        )
-    if sum(gpus) and engine.device != "cpu":
-        per_gpu = min(count // own for count, own in zip(cpus, gpus, strict=True) if own)
-        return Share(min(sum(gpus), limit), engine.threads or max(1, per_gpu), 1)
-    threads = engine.threads or min(CPU_THREADS, *cpus)
-    builders = max(1, min(sum(count // threads for count in cpus), limit))
-    if not engine.threads and builders <= len(cpus):  # one builder per node gets all of its CPUs
-        threads = min(cpus)
-    return Share(builders, threads, 0)
 
 
 class RayBuilders:
@@ -96,15 +55,16 @@ def ray_builders(context: RunContext, workers: int = 0) -> Iterator[Builders]:
         raise ConfigError("Ray is not installed; pip install 'graphkd[ray]', or give --engine local") from error
     with ray_session(workers or 1):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        share = divide_cluster(context.config.engine, nodes, len(context.dataset.shard_sizes), workers)
+        engine, shards = context.config.engine, len(context.dataset.shard_sizes)
+        share = divide_cluster(nodes, shards, threads=engine.threads, device=engine.device, actors=workers)
         actor = ray.remote(_Builder).options(
-            num_cpus=share.threads if not share.gpus else 1,
+            num_cpus=share.cpus,
             num_gpus=share.gpus,
             max_restarts=MAX_RESTARTS,
             max_task_retries=MAX_RESTARTS,
         )
         config = context.config.model_dump(mode="json")
-        actors: list[Any] = [actor.remote(config, os.getcwd(), share.threads) for _ in range(share.builders)]
+        actors: list[Any] = [actor.remote(config, os.getcwd(), share.threads) for _ in range(share.actors)]
         try:
             yield RayBuilders(actors)
         finally:

@@ -11,7 +11,10 @@ import typer
 from pipeline.cli.console import console, percent, print_json, progress_bar
 from pipeline.predict import DEFAULT_DPI
 
-COLUMNS = ("model", "kind", "AP", "parameters", "MB", "preparing ms", "network ms", "page ms", "p90 ms", "peak MB")
+COLUMNS = (
+    *("model", "kind", "threads", "AP", "parameters", "GFLOPs", "MB"),
+    *("preparing ms", "network ms", "finishing ms", "page ms", "p90 ms", "peak MB"),
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -24,10 +27,12 @@ def bench(
     data: Annotated[str, typer.Option(help="Pages: an image, PDF, folder, pattern or packed dataset.")],
     count: Annotated[int, typer.Option(min=1, help="Pages to use.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Passes over them; models take turns on each page.")] = 7,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the network; default: all cores.")] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="Of the network; repeatable; default: 1, 2 and all cores.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
 ) -> None:
-    """Time models on the CPU, one page at a time."""
+    """Time models on the CPU, one page at a time, and keep the figures for the report in their folders."""
     from rich.table import Table
 
     from pipeline.predict.bench import bench as measure
@@ -38,12 +43,12 @@ def bench(
     pages = [page.image for page in islice((page for page in read if isinstance(page, PageSource)), count)]
     with progress_bar("timing", "rounds") as update:
         found = measure(
-            models, pages, threads=threads, rounds=rounds, progress=lambda done, total: update(done, total, "")
+            models, pages, threads=threads or (), rounds=rounds, progress=lambda done, total: update(done, total, "")
         )
     if as_json:
         print_json(found)
         return
-    table = Table(title=f"One page at a time, {threads or 'all'} threads, {len(pages)} pages, {rounds} rounds")
+    table = Table(title=f"One page at a time, {len(pages)} pages, {rounds} rounds")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("model", "kind") else "right")
     for row in found:
@@ -53,6 +58,7 @@ def bench(
 
 def _cells(row: dict[str, Any]) -> list[str]:
     parameters = "-" if row["parameters"] is None else f"{row['parameters'] / 1e6:.1f} M"
-    times = [f"{row[name]:.1f}" for name in ("preparing_ms", "network_ms", "total_ms", "p90_ms")]
-    ap = "-" if row["ap"] is None else percent(row["ap"])
-    return [row["model"], row["kind"], ap, parameters, f"{row['mb']:.1f}", *times, f"{row['peak_mb']:.0f}"]
+    gflops = "-" if row["gflops"] is None else f"{row['gflops']:.1f}"
+    parts = ("preparing_ms", "network_ms", "finishing_ms", "total_ms", "p90_ms")
+    about = [row["model"], row["kind"], str(row["threads"]), percent(row["ap"]), parameters, gflops]
+    return [*about, f"{row['mb']:.1f}", *(f"{row[name]:.1f}" for name in parts), f"{row['peak_mb']:.0f}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,8 @@ import typer
 
 from pipeline.cli.console import console, err, print_json, progress_bar
 from pipeline.predict import DEFAULT_DPI, DEFAULT_THRESHOLD
+
+ENGINES = ("local", "ray")
 
 
 def register(app: typer.Typer) -> None:
@@ -35,6 +38,9 @@ def predict(
     batch: Annotated[int, typer.Option(min=1, help="Pages detected together.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Threads that prepare pages.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: the cluster that RAY_ADDRESS names, or all cores of this machine.")
+    ] = "local",
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON document.")] = False,
 ) -> None:
     """Predict pages. Boxes are in px of each page, and for PDFs also in points.
@@ -45,16 +51,21 @@ def predict(
 
     from pipeline.predict.inputs import find_documents, parse_pages
     from pipeline.predict.model import open_model
+    from pipeline.predict.on_ray import RayPrediction, predict_on_ray
+    from pipeline.predict.parts import PredictSettings
     from pipeline.predict.predictor import Predictor
-    from pipeline.predict.run import PredictSettings, predict_documents
+    from pipeline.predict.run import predict_documents
     from pipeline.predict.writers import Format
+
+    if engine not in ENGINES:
+        raise typer.BadParameter(f"--engine {engine!r} is none of {', '.join(ENGINES)}")
 
     if form not in get_args(Format):
         raise typer.BadParameter(f"--format {form!r} is none of {', '.join(get_args(Format))}")
     minimum, by_class = parse_thresholds(threshold or [], DEFAULT_THRESHOLD)
     wanted = parse_pages(pages)
-    documents = find_documents(inputs)
-    predictor = Predictor(open_model(model, device), minimum, by_class)
+    documents = find_documents(inputs, wanted)
+    predictor = Predictor(open_model(model, "cpu" if engine == "ray" else device), minimum, by_class)
     settings = PredictSettings(
         form=form,  # type: ignore[arg-type]
         dpi=dpi,
@@ -63,9 +74,16 @@ def predict(
         workers=workers,
         draw=draw,
     )
-    with progress_bar("predicting", "files") as update:
+    work = RayPrediction(model=model, threshold=minimum, thresholds=by_class, device=device, out=out, settings=settings)
+    begin = time.monotonic()
+    with progress_bar("predicting", "documents") as update:
         summary = predict_documents(
-            predictor, documents, out, settings, lambda done, total, read: update(done, total, f"{read} pages")
+            predictor,
+            documents,
+            out,
+            settings,
+            lambda done, total, read: update(done, total, f"{read} pages, {read / (time.monotonic() - begin):.1f}/s"),
+            predict_on_ray(work) if engine == "ray" else None,
         )
     for line in summary.errors:
         err.print(f"not read: {line}", soft_wrap=True)

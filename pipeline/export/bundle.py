@@ -75,15 +75,10 @@ def export_bundle(
 
     Raises:
         ParityError: if the export differs by more than the limits and ``settings.force`` is False; nothing is written.
-        OutputError: if ``out`` exists or cannot be written, or the detector cannot be exported.
+        OutputError: if ``out`` exists or cannot be written.
     """
     if out.exists():
         raise OutputError(f"{out} exists; give another --out, or delete it")
-    if not isinstance(model.detector, TorchvisionDetector):
-        raise OutputError(
-            f"{model.config.detector.framework} detectors are not exported; train the student with "
-            "detector.framework=torchvision"
-        )
     with output_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
@@ -117,6 +112,8 @@ def _fill(
         "shortest_edge": model.view.shortest_edge[1],
         "precision": settings.precision,
         "weights_sha256": model.identity,
+        "parameters": model.parameters(),
+        "gflops": round(model.gflops(), 3),
         "opset": OPSET,
         "graphkd": __version__,
     }
@@ -140,9 +137,8 @@ def _write_model(
     model: NativeModel, target: Path, calibration: PackedDataset, settings: ExportSettings, progress: Progress
 ) -> None:
     progress("graph", 0, 1)
-    assert isinstance(model.detector, TorchvisionDetector)
     plain = target.with_name("fp32.onnx")
-    write_onnx(model.detector, model.view.canvas, plain)
+    write_onnx(_as_torchvision(model), model.view.canvas, plain)
     progress("graph", 1, 1)
     if settings.precision == "fp16":
         half(plain, target)
@@ -151,6 +147,16 @@ def _write_model(
     else:
         shutil.copyfile(plain, target)
     plain.unlink()
+
+
+def _as_torchvision(model: NativeModel) -> TorchvisionDetector:
+    if isinstance(model.detector, TorchvisionDetector):
+        return model.detector
+    from graphkd.detectors.detectron2.as_torchvision import as_torchvision
+    from graphkd.detectors.detectron2.common import Detectron2Detector
+
+    assert isinstance(model.detector, Detectron2Detector)
+    return as_torchvision(model.detector, model.config.detector)
 
 
 def _calibration_pages(

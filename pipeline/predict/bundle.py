@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from pipeline.core.errors import CheckpointError, DataError, first_line
 from pipeline.core.files import read_text, sha256_file
 from pipeline.core.parallel import available_cores
 from pipeline.data.loading.augmentation import AugmentationConfig
-from pipeline.predict.model import BUNDLE_FILE, Found
+from pipeline.predict.model import BUNDLE_FILE, Found, Runtime
 
 DESCRIPTION = "bundle.json"
 VERSION = 1
 MAX_DESCRIPTION_BYTES = 1 << 20
+OUTPUTS = ["labels", "boxes", "scores"]
+Run = Callable[[dict[str, NDArray[Any]]], list[NDArray[Any]]]
+"""From the inputs of the graph to its outputs."""
 
 
 class BundleJson(BaseModel):
@@ -35,6 +39,9 @@ class BundleJson(BaseModel):
     precision: str
     weights_sha256: str
     """Of the checkpoint that was exported."""
+    parameters: int | None = None
+    gflops: float | None = None
+    """Of convolutions and matrix products on a page; bundles of version 0.1 do not tell."""
     files: dict[str, str]
     """SHA-256 of each file."""
 
@@ -44,25 +51,27 @@ class BundleModel:
 
     Args:
         folder: with ``model.onnx`` and ``bundle.json``.
-        threads: of onnxruntime; None for all cores.
+        threads: of the runtime; None for all cores.
+        runtime: that runs the graph.
 
     Raises:
         CheckpointError: if a file is missing or differs from its checksum.
-        DataError: if onnxruntime is not installed.
+        DataError: if the runtime is not installed.
     """
 
-    def __init__(self, folder: Path, threads: int | None = None) -> None:
+    def __init__(self, folder: Path, threads: int | None = None, runtime: Runtime = "onnxruntime") -> None:
         description = read_bundle(folder)
         self.class_names = description.class_names
         edge = description.shortest_edge
         self.view = AugmentationConfig(canvas=description.canvas, shortest_edge=(edge, edge))
         self.identity = description.files[BUNDLE_FILE]
         self.description = description
-        self._session = _session(folder / BUNDLE_FILE, threads)
+        start = _openvino if runtime == "openvino" else _onnxruntime
+        self._run = start(folder / BUNDLE_FILE, threads or available_cores())
 
     def detect(self, images: NDArray[np.uint8], sizes: NDArray[np.int64]) -> list[Found]:
         """Detect on canvases [B, 3, H, W] of pages of ``sizes`` [B, 2]."""
-        pages = zip(*self._session.run(["labels", "boxes", "scores"], model_inputs(images, sizes)), strict=True)
+        pages = zip(*self._run(model_inputs(images, sizes)), strict=True)
         return [
             Found(boxes=boxes[scores > 0], classes=labels[scores > 0], scores=scores[scores > 0])  # the rest is padding
             for labels, boxes, scores in pages
@@ -98,12 +107,29 @@ def read_bundle(folder: Path) -> BundleJson:
     return found
 
 
-def _session(path: Path, threads: int | None) -> Any:
+def _onnxruntime(path: Path, threads: int) -> Run:
     try:
         import onnxruntime
     except ImportError as error:
         raise DataError(f"{path} needs onnxruntime: pip install 'graphkd[onnx]'") from error
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or available_cores()
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(OUTPUTS, inputs)
+
+
+def _openvino(path: Path, threads: int) -> Run:
+    try:
+        import openvino
+    except ImportError as error:
+        raise DataError(f"{path} needs openvino: pip install openvino") from error
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    model = openvino.Core().compile_model(str(path), "CPU", settings)
+    known = {name for given in model.inputs for name in given.names}
+
+    def run(inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        found = model({name: values for name, values in inputs.items() if name in known})
+        return [found[name] for name in OUTPUTS]
+
+    return run

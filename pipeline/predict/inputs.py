@@ -13,6 +13,7 @@ from PIL import Image
 
 from graphkd.errors import UserError
 from pipeline.core.errors import DataError, first_line
+from pipeline.core.files import fingerprint
 from pipeline.data.format.images import DECODING_ERRORS, SOURCE_FORMATS, decode_rgb
 from pipeline.predict.page import POINTS_PER_INCH, PageSource
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from pipeline.data.format.dataset import PackedDataset
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pdf")
-DATASET_PART = 256  # pages of a dataset that are written together
+DATASET_PART = 256  # pages of a dataset that make a document
+PDF_PART = 64  # pages of a PDF that make a document
 MAX_SIDE = 20_000  # px of a page that is rendered or decoded
 Kind = Literal["image", "pdf", "dataset"]
 
@@ -33,40 +35,60 @@ class PageError(UserError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """One input file, or some pages of a packed dataset: what is written, and resumed, as a whole."""
+    """An image file, or some pages of a PDF or packed dataset: what is written, and resumed, as a whole."""
 
     path: Path
     kind: Kind
+    key: str
+    """Changes with the file's path, size and time, and with the range of pages."""
     first: int = 0
-    """First sample of a dataset."""
+    """First page of a PDF, or sample of a dataset, from 0."""
     last: int | None = None
-    """Sample after the last one; None for all."""
+    """Page or sample after the last one; None for all."""
 
 
-def find_documents(inputs: Sequence[str | Path]) -> list[Document]:
+def find_documents(inputs: Sequence[str | Path], wanted: set[int] | None = None) -> list[Document]:
     """Documents that the inputs name, each once: files, folders (with all below), glob patterns, packed datasets.
 
+    Args:
+        inputs: names.
+        wanted: page numbers, from 1; ranges of a PDF without any of them are left out. None for all.
+
     Raises:
-        DataError: if an input names nothing.
+        DataError: if an input names nothing, or is a PDF and pypdfium2 is not installed.
     """
     found: dict[Path, list[Document]] = {}
     for given in inputs:
         for path in _paths(str(given)):
             if path not in found:
-                found[path] = _dataset_parts(path) if path.is_dir() else [_file(path)]
+                found[path] = _documents(path, wanted)
     return [document for documents in found.values() for document in documents]
 
 
-def _file(path: Path) -> Document:
-    return Document(path=path, kind="pdf" if path.suffix.lower() == ".pdf" else "image")
+def _documents(path: Path, wanted: set[int] | None) -> list[Document]:
+    if path.is_dir():
+        from pipeline.data.format.dataset import PackedDataset
+
+        return _ranges(path, "dataset", len(PackedDataset(path)), DATASET_PART)
+    if path.suffix.lower() != ".pdf":
+        return [_document(path, "image")]
+    try:
+        with closing(_open_pdf(path)) as pdf:
+            ranges = _ranges(path, "pdf", len(pdf), PDF_PART)
+    except PageError:  # as reading it will tell
+        ranges = []
+    held = [each for each in ranges if wanted is None or any(each.first < page <= (each.last or 0) for page in wanted)]
+    return held or [_document(path, "pdf")]
 
 
-def _dataset_parts(path: Path) -> list[Document]:
-    from pipeline.data.format.dataset import PackedDataset
+def _ranges(path: Path, kind: Kind, total: int, size: int) -> list[Document]:
+    return [_document(path, kind, start, min(total, start + size)) for start in range(0, total, size)]
 
-    total = len(PackedDataset(path))
-    starts = range(0, total, DATASET_PART)
-    return [Document(path=path, kind="dataset", first=start, last=min(total, start + DATASET_PART)) for start in starts]
+
+def _document(path: Path, kind: Kind, first: int = 0, last: int | None = None) -> Document:
+    stat = path.stat()
+    key = fingerprint([str(path.absolute()), stat.st_size, stat.st_mtime_ns, first, last])[:24]
+    return Document(path=path, kind=kind, key=key, first=first, last=last)
 
 
 def _paths(given: str) -> list[Path]:
@@ -117,7 +139,7 @@ def read_pages(document: Document, dpi: float, wanted: set[int] | None = None) -
         dataset = PackedDataset(document.path)
         yield from dataset_pages(dataset, document.first, len(dataset) if document.last is None else document.last)
         return
-    read = _pdf_pages(document.path, dpi, wanted) if document.kind == "pdf" else _image_pages(document.path, wanted)
+    read = _pdf_pages(document, dpi, wanted) if document.kind == "pdf" else _image_pages(document.path, wanted)
     found = False
     for page in read:
         found = True
@@ -145,20 +167,30 @@ def _frame(image: Image.Image, number: int, frames: int) -> Image.Image:
     return decode_rgb(image.copy() if frames > 1 else image)
 
 
-def _pdf_pages(path: Path, dpi: float, wanted: set[int] | None) -> Iterator[PageSource | PageError]:
+def _open_pdf(path: Path) -> pypdfium2.PdfDocument:
+    """Raises PageError if it is no PDF or has a password, and DataError without pypdfium2."""
     try:
         import pypdfium2
     except ImportError as error:
         raise DataError(f"{path} is a PDF, which needs pypdfium2: pip install 'graphkd[predict]'") from error
     try:
-        pdf = pypdfium2.PdfDocument(path)
+        return pypdfium2.PdfDocument(path)
     except (pypdfium2.PdfiumError, OSError) as error:
-        yield PageError(f"{path} is no readable PDF, or has a password ({first_line(error)})")
+        raise PageError(f"{path} is no readable PDF, or has a password ({first_line(error)})") from error
+
+
+def _pdf_pages(document: Document, dpi: float, wanted: set[int] | None) -> Iterator[PageSource | PageError]:
+    path = document.path
+    try:
+        pdf = _open_pdf(path)
+    except PageError as error:
+        yield error
         return
     with closing(pdf):
         if not len(pdf):
             yield PageError(f"{path} has no pages")
-        for number in range(1, len(pdf) + 1):
+        last = len(pdf) if document.last is None else min(document.last, len(pdf))
+        for number in range(document.first + 1, last + 1):
             if wanted is None or number in wanted:
                 yield _render(pdf, path, number, dpi)
 

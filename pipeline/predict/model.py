@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from pipeline.core.errors import CheckpointError
 from pipeline.data.loading.augmentation import AugmentationConfig
 
 BUNDLE_FILE = "model.onnx"
+Runtime = Literal["onnxruntime", "openvino"]
+"""What runs a bundle."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,13 +41,16 @@ class PageModel(Protocol):
         ...
 
 
-def open_model(path: str | Path, device: str = "auto", threads: int | None = None) -> PageModel:
+def open_model(
+    path: str | Path, device: str = "auto", threads: int | None = None, runtime: Runtime = "onnxruntime"
+) -> PageModel:
     """Open a run folder, a checkpoint, or a bundle.
 
     Args:
         path: folder.
         device: auto, cpu or cuda; bundles run on the CPU.
         threads: of a bundle on the CPU; None for all cores.
+        runtime: of a bundle.
 
     Raises:
         UserError: if it is none of these, damaged, or incomplete.
@@ -54,7 +59,7 @@ def open_model(path: str | Path, device: str = "auto", threads: int | None = Non
     if (folder / BUNDLE_FILE).exists():
         from pipeline.predict.bundle import BundleModel
 
-        return BundleModel(folder, threads)
+        return BundleModel(folder, threads, runtime)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder; give a run, a checkpoint, or a bundle of `graphkd export`")
     from pipeline.predict.native import open_native

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
 
 from graphkd.detectors import DetectorModule
 from pipeline.config import RunConfig
@@ -42,6 +43,17 @@ class NativeModel:
         self.class_names, self.device = class_names, device
         self.view = config.data.view
         self.identity = checkpoint.weights_sha256
+
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(values.numel() for values in self.detector.parameters())
+
+    def gflops(self) -> float:
+        """Billions of multiplications and additions in convolutions and matrix products for a blank page."""
+        page = np.full((1, 3, *self.view.canvas), 255, dtype=np.uint8)
+        with FlopCounterMode(display=False) as counter:
+            self.detect(page, np.array([self.view.canvas], dtype=np.int64))
+        return counter.get_total_flops() / 1e9
 
     @torch.inference_mode()
     def detect(self, images: NDArray[np.uint8], sizes: NDArray[np.int64]) -> list[Found]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice, repeat
+from dataclasses import dataclass
+from itertools import repeat, takewhile
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,15 @@ from pipeline.predict.model import Found, PageModel
 from pipeline.predict.page import PagePrediction, PageSource
 
 AHEAD = 2  # batches that are read and rendered ahead
-Item = TypeVar("Item")
+Other = TypeVar("Other")
 Input = str | Path | Image.Image | NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    page: PageSource
+    canvas: NDArray[np.uint8]
+    transform: Transform
 
 
 class Predictor:
@@ -84,9 +92,9 @@ class Predictor:
             yield found
 
     def stream(
-        self, pages: Iterable[PageSource | PageError], batch: int = 1, *, threads: int = 1, keep_images: bool = True
-    ) -> Iterator[PagePrediction | PageError]:
-        """Predict pages in their order, and pass errors on in place of pages that cannot be read.
+        self, pages: Iterable[PageSource | Other], batch: int = 1, *, threads: int = 1, keep_images: bool = True
+    ) -> Iterator[PagePrediction | Other]:
+        """Predict pages in their order, and pass on in its place what is no page, such as an error.
 
         Args:
             pages: read in a thread of its own, while earlier ones are detected.
@@ -94,32 +102,32 @@ class Predictor:
             threads: that render pages on the canvas.
             keep_images: whether predictions hold their page.
         """
-        source = iter(pages)
-        ahead = prefetch(lambda _: next(source, None), repeat(None), 1, AHEAD * batch, "read-pages")
-        rendered = prefetch(self._shown, _until_none(ahead), threads, AHEAD * batch, "render-pages")
-        for group in _grouped(rendered, batch):
+        source, end = iter(pages), object()
+        ahead = prefetch(lambda _: next(source, end), repeat(None), 1, AHEAD * batch, "read-pages")
+        given = takewhile(lambda each: each is not end, ahead)
+        rendered = prefetch(self._shown, given, threads, AHEAD * batch, "render-pages")
+        for group in _batches(rendered, batch):
             yield from self._predict(group, keep_images)
 
-    def _shown(self, page: PageSource | PageError) -> tuple[PageSource, NDArray[np.uint8], Transform] | PageError:
-        if isinstance(page, PageError):
-            return page
-        return page, *on_canvas(page.image, self.model.view)
+    def _shown(self, page: Any) -> Any:
+        return _Shown(page, *on_canvas(page.image, self.model.view)) if isinstance(page, PageSource) else page
 
-    def _predict(
-        self, group: list[tuple[PageSource, NDArray[np.uint8], Transform] | PageError], keep_images: bool
-    ) -> Iterator[PagePrediction | PageError]:
-        good = [each for each in group if not isinstance(each, PageError)]
-        found: Iterator[Found] = iter(())
-        if good:
-            sizes = np.array([(transform.height, transform.width) for _, _, transform in good], dtype=np.int64)
-            found = iter(self.model.detect(np.stack([canvas for _, canvas, _ in good]), sizes))
+    def _predict(self, group: list[Any], keep_images: bool) -> Iterator[Any]:
+        pages = [each for each in group if isinstance(each, _Shown)]
+        found: Iterator[Found] | None = None
         for each in group:
-            if isinstance(each, PageError):
-                yield each
+            if isinstance(each, _Shown):
+                found = found or self._detect(pages)
+                yield self.on_page(each.page, each.transform, next(found), keep_images)
             else:
-                yield self._on_page(each[0], each[2], next(found), keep_images)
+                yield each
 
-    def _on_page(self, page: PageSource, transform: Transform, found: Found, keep_images: bool) -> PagePrediction:
+    def _detect(self, pages: list[_Shown]) -> Iterator[Found]:
+        sizes = np.array([(page.transform.height, page.transform.width) for page in pages], dtype=np.int64)
+        return iter(self.model.detect(np.stack([page.canvas for page in pages]), sizes))
+
+    def on_page(self, page: PageSource, transform: Transform, found: Found, keep_image: bool = False) -> PagePrediction:
+        """What was found on the canvas, in px of the page and above the thresholds."""
         width, height = page.image.size
         kept = found.scores >= self.minimum[found.classes]
         scale = np.array([width / transform.width, height / transform.height] * 2, dtype=np.float32)
@@ -135,7 +143,7 @@ class Predictor:
             class_names=self.class_names,
             dpi=page.dpi,
             image_id=page.image_id,
-            image=page.image if keep_images else None,
+            image=page.image if keep_image else None,
         )
 
 
@@ -149,20 +157,20 @@ def on_canvas(page: Image.Image, view: AugmentationConfig) -> tuple[NDArray[np.u
 def _sources(inputs: Iterable[Input], dpi: float, pages: set[int] | None) -> Iterator[PageSource | PageError]:
     for number, given in enumerate(inputs, start=1):
         if isinstance(given, (str, Path)):
-            for document in find_documents([given]):
+            for document in find_documents([given], pages):
                 yield from read_pages(document, dpi, pages)
         else:
             image = given if isinstance(given, Image.Image) else Image.fromarray(given)
             yield PageSource(file=f"input {number}", page=1, image=decode_rgb(image.copy()))
 
 
-def _until_none(items: Iterator[PageSource | PageError | None]) -> Iterator[PageSource | PageError]:
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Groups of ``size`` pages, with what lies between them."""
+    group, pages = list[Any](), 0
     for item in items:
-        if item is None:
-            return
-        yield item
-
-
-def _grouped(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    while group := list(islice(items, size)):
-        yield group
+        group.append(item)
+        pages += isinstance(item, _Shown)
+        if pages == size:
+            yield group
+            group, pages = [], 0
+    yield group

@@ -5,33 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
 
 from pipeline.core.errors import OutputError
-from pipeline.core.files import ensure_owned_dir, fingerprint, write_atomic, write_json
+from pipeline.core.files import ensure_owned_dir, write_json
 from pipeline.core.locks import checked_lock, file_lock
-from pipeline.predict import DEFAULT_DPI
-from pipeline.predict.inputs import Document, PageError, read_pages
-from pipeline.predict.page import PagePrediction
+from pipeline.core.run_paths import WRITTEN_BY_JOBS
+from pipeline.predict.inputs import Document
+from pipeline.predict.parts import (
+    PARTS,
+    Part,
+    PredictSettings,
+    divide,
+    finished_documents,
+    predict_parts,
+    read_part,
+)
 from pipeline.predict.predictor import Predictor
-from pipeline.predict.writers import Format, Line, page_name, write_predictions
+from pipeline.predict.writers import Format, Line, write_predictions
 
-MARKER, PARTS, DRAWN, LOCK = "predict.json", "parts", "drawn", ".predict.lock"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PredictSettings:
-    """How documents are predicted, apart from the model."""
-
-    form: Format = "coco"
-    dpi: float = DEFAULT_DPI
-    pages: list[int] | None = None
-    """Page numbers from 1; None for all."""
-    batch: int = 1
-    workers: int = 1
-    """Threads that render pages on the canvas."""
-    draw: bool = False
+MARKER, LOCK = "predict.json", ".predict.lock"
+Written = tuple[int, int]
+"""Documents and pages of a part."""
 
 
 @dataclass(slots=True)
@@ -51,28 +47,30 @@ def predict_documents(
     out: Path,
     settings: PredictSettings,
     progress: Callable[[int, int, int], None] = lambda done, total, pages: None,
+    predict: Callable[[Sequence[Part]], Iterator[Written]] | None = None,
 ) -> PredictSummary:
     """Predict every document into ``out``, and continue there if it was interrupted.
 
     Args:
         predictor: model and thresholds.
-        documents: inputs; each is written once it is complete.
+        documents: inputs.
         out: folder, new or of the same prediction.
         settings: of the prediction.
-        progress: called with documents done, in total, and pages done.
+        progress: called with documents done, in total, and pages predicted by this call.
+        predict: what predicts parts, such as :func:`pipeline.predict.on_ray.predict_on_ray`; default: this process.
 
     Raises:
         OutputError: if ``out`` holds something else, another process writes there, or the disk is full.
     """
     with checked_lock(lambda: _claim(out, predictor, settings), file_lock(out / LOCK)):
-        paths = [_part(out, document) for document in documents]
-        pages = 0
-        for number, (document, path) in enumerate(zip(documents, paths, strict=True)):
-            if not path.exists():
-                _predict_document(predictor, document, path, out, settings)
-            pages += sum(1 for line in _lines(path) if "error" not in line)
-            progress(number + 1, len(documents), pages)
-        return _finish(paths, _category_ids(documents, predictor.class_names), settings.form, out)
+        finished = finished_documents(out)
+        missing = divide(each for each in documents if each.key not in finished)
+        done, pages = len(documents) - sum(map(len, missing)), 0
+        progress(done, len(documents), 0)
+        for more in predict(missing) if predict else predict_parts(predictor, missing, out, settings):
+            done, pages = done + more[0], pages + more[1]
+            progress(done, len(documents), pages)
+        return _finish(documents, _category_ids(documents, predictor.class_names), settings.form, out)
 
 
 def _category_ids(documents: Sequence[Document], class_names: list[str]) -> dict[str, int]:
@@ -86,7 +84,7 @@ def _category_ids(documents: Sequence[Document], class_names: list[str]) -> dict
 
 
 def _claim(out: Path, predictor: Predictor, settings: PredictSettings) -> None:
-    ensure_owned_dir(out, MARKER, "a prediction", also=(LOCK,))
+    ensure_owned_dir(out, MARKER, "a prediction", also=(LOCK, *WRITTEN_BY_JOBS))
     own = {
         "model": predictor.model.identity,
         "thresholds": [round(float(value), 6) for value in predictor.minimum],
@@ -108,54 +106,31 @@ def _claim(out: Path, predictor: Predictor, settings: PredictSettings) -> None:
         raise OutputError(f"{out} holds a prediction with another {', '.join(differing)}; give another --out")
 
 
-def _part(out: Path, document: Document) -> Path:
-    path = document.path
-    stat = path.stat()
-    key = fingerprint([str(path.absolute()), stat.st_size, stat.st_mtime_ns, document.first, document.last])
-    return out / PARTS / f"{key[:24]}.jsonl"
-
-
-def _predict_document(
-    predictor: Predictor, document: Document, path: Path, out: Path, settings: PredictSettings
-) -> None:
-    wanted = None if settings.pages is None else set(settings.pages)
-    source = read_pages(document, settings.dpi, wanted)
-    lines = []
-    for found in predictor.stream(source, settings.batch, threads=settings.workers, keep_images=settings.draw):
-        if isinstance(found, PageError):
-            lines.append({"file": str(document.path), "error": str(found)})
-            continue
-        lines.append(found.to_dict())
-        if settings.draw:
-            _draw(found, out)
-    write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def _draw(found: PagePrediction, out: Path) -> None:
-    (out / DRAWN).mkdir(exist_ok=True)
-    name = page_name({"file": found.file, "page": found.page})
-    digest = sha256(found.file.encode()).hexdigest()[:8]  # two files may have the same name in other folders
-    found.draw(out / DRAWN / f"{name}-{digest}.jpg")
-
-
-def _lines(path: Path) -> Iterator[Line]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
-
-
-def _finish(paths: list[Path], category_ids: dict[str, int], form: Format, out: Path) -> PredictSummary:
-    summary = PredictSummary(documents=len(paths))
+def _finish(documents: Sequence[Document], category_ids: dict[str, int], form: Format, out: Path) -> PredictSummary:
+    summary = PredictSummary(documents=len(documents))
+    one_dataset = len({document.path for document in documents}) == 1
 
     def good() -> Iterator[Line]:
-        for path in paths:
-            for line in _lines(path):
-                if "error" in line:
-                    summary.errors.append(line["error"])
-                else:
-                    summary.pages += 1
-                    summary.regions += len(line["regions"])
-                    yield line
+        for line in _in_order(documents, out):
+            if "error" in line:
+                summary.errors.append(line["error"])
+            else:
+                summary.pages += 1
+                summary.regions += len(line["regions"])
+                if not one_dataset:
+                    line.pop("image_id", None)  # two datasets may have the same ids
+                yield line
 
     summary.files = [str(path) for path in write_predictions(good(), category_ids, form, out)]
     return summary
+
+
+def _in_order(documents: Sequence[Document], out: Path) -> Iterator[Line]:
+    """Lines of all documents in the order of the inputs, of one part at a time."""
+    files = finished_documents(out)
+    for path, group in groupby(documents, key=lambda document: files[document.key]):
+        lines: dict[str, list[Line]] = {}
+        for line in read_part(path):
+            lines.setdefault(line.pop("document", path.stem), []).append(line)
+        for document in group:
+            yield from lines[document.key]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
@@ -88,37 +89,57 @@ def _write_jsonl(lines: Iterable[Line], _: Mapping[str, int], out: Path) -> list
 
 def _write_coco(lines: Iterable[Line], category_ids: Mapping[str, int], out: Path) -> list[Path]:
     """``predictions.json``, COCO results that ``graphkd eval --predictions`` reads, and ``images.json`` beside it."""
-    images, results = [], []
-    for number, line in enumerate(lines, start=1):
-        image_id = line.get("image_id", number)
-        named = f"{line['file']}#page={line['page']}" if "dpi" in line or line["page"] > 1 else line["file"]
-        images.append({"id": image_id, "file_name": named, "width": line["width"], "height": line["height"]})
-        for region in line["regions"]:
-            left, top, right, bottom = region["box"]
-            results.append(
-                {
-                    "image_id": image_id,
-                    "category_id": category_ids[region["label"]],
-                    "bbox": [left, top, round(right - left, 3), round(bottom - top, 3)],
-                    "score": region["score"],
-                }
-            )
-    categories = [{"id": number, "name": name} for name, number in category_ids.items()]
-    return [
-        write_json(out / "predictions.json", results),
-        write_json(out / "images.json", {"images": images, "categories": categories, "annotations": []}),
-    ]
+    results, images = out / "predictions.json", out / "images.json"
+    categories = json.dumps([{"id": number, "name": name} for name, number in category_ids.items()])
+    with (
+        atomic_path(results) as new_results,
+        atomic_path(images) as new_images,
+        new_results.open("w", encoding="utf-8") as results_file,
+        new_images.open("w", encoding="utf-8") as images_file,
+    ):
+        results_file.write("[")
+        images_file.write(f'{{"categories": {categories}, "annotations": [], "images": [')
+        before_result = before_image = ""  # nothing is collected, since there may be millions
+        for number, line in enumerate(lines, start=1):
+            image = _coco_image(line, number)
+            images_file.write(before_image + json.dumps(image, ensure_ascii=False))
+            before_image = ",\n"
+            for row in _coco_results(line, image["id"], category_ids):
+                results_file.write(before_result + json.dumps(row))
+                before_result = ",\n"
+        results_file.write("]\n")
+        images_file.write("]}\n")
+    return [results, images]
+
+
+def _coco_image(line: Line, number: int) -> dict[str, Any]:
+    name = f"{line['file']}#page={line['page']}" if "dpi" in line or line["page"] > 1 else line["file"]
+    return {
+        "id": line.get("image_id", number),
+        "file_name": name,
+        "width": line["width"],
+        "height": line["height"],
+    }
+
+
+def _coco_results(line: Line, image_id: int, category_ids: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+    for region in line["regions"]:
+        left, top, right, bottom = region["box"]
+        yield {
+            "image_id": image_id,
+            "category_id": category_ids[region["label"]],
+            "bbox": [left, top, round(right - left, 3), round(bottom - top, 3)],
+            "score": region["score"],
+        }
 
 
 def _write_docling(lines: Iterable[Line], _: Mapping[str, int], out: Path) -> list[Path]:
     """One ``DoclingDocument`` for each input file, with boxes and labels but without text."""
-    documents: dict[str, list[Line]] = {}
-    for line in lines:
-        documents.setdefault(line["file"], []).append(line)
-    return [
-        write_json(out / f"{page_name(pages[0])}.docling.json", _docling_document(file, pages))
-        for file, pages in documents.items()
-    ]
+    written = []
+    for file, group in groupby(lines, key=lambda line: str(line["file"])):
+        pages = list(group)
+        written.append(write_json(out / f"{page_name(pages[0])}.docling.json", _docling_document(file, pages)))
+    return written
 
 
 def _docling_document(file: str, pages: list[Line]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def test_only_what_runs_on_ray_imports_it() -> None:
         for path in (ROOT / "pipeline").rglob("*.py")
         if any(name.split(".")[0] == "ray" for name in imported(path))
     }
-    on_ray = {"train/engines/ray.py", "train/engines/loopback.py", "cache/ray_builders.py"}
+    on_ray = {"train/engines/ray.py", "train/engines/loopback.py", "cache/ray_builders.py", "predict/on_ray.py"}
     assert using == {*on_ray, "core/ray_session.py", "core/parallel.py"}
 
 

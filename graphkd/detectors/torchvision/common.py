@@ -27,6 +27,8 @@ class TorchvisionDetector(DetectorModule):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    clips_before_suppression = True
+    """Whether RetinaNet's boxes are clipped to the page before suppression, as in torchvision."""
 
     def __init__(self, model: nn.Module, spec: DetectorSpec, config: DetectorConfig, region_pool: PyramidPool) -> None:
         super().__init__()

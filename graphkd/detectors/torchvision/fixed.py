@@ -21,7 +21,7 @@ def fixed_detections(detector: TorchvisionDetector, features: Features) -> tuple
     """Detections of each page, best first, padded to D with score 0.
 
     Returns:
-        Boxes [B, D, 4], xyxy in canvas px, classes int64 [B, D] and scores [B, D].
+        Boxes [B, D, 4], xyxy in canvas px within the page, classes int64 [B, D] and scores [B, D].
     """
     if isinstance(detector, FasterRCNNDetector):
         found, settings = _of_regions(detector, features), detector.model.roi_heads
@@ -33,7 +33,8 @@ def fixed_detections(detector: TorchvisionDetector, features: Features) -> tuple
     count = min(settings.detections_per_img, scores[0].numel())
     best, index = scores.masked_fill(~kept, 0).flatten(1).topk(count, dim=1)
     classes = torch.div(index, scores.shape[2], rounding_mode="floor")
-    return rows(boxes.flatten(1, 2), index), classes.masked_fill(best <= 0, 0), best
+    clipped = clip_to_pages(rows(boxes.flatten(1, 2), index), features.sizes)
+    return clipped, classes.masked_fill(best <= 0, 0), best
 
 
 def _of_regions(detector: FasterRCNNDetector, features: Features) -> Candidates:
@@ -64,7 +65,9 @@ def _of_anchors(detector: RetinaNetDetector, features: Features) -> Candidates:
     anchor, classes = rows(anchor, order), rows(classes, order)
     deltas = rows(outputs["bbox_regression"], anchor).flatten(0, 1)
     boxes = model.box_coder.decode_single(deltas, anchors[anchor].flatten(0, 1)).view(*anchor.shape, 4)
-    boxes = clip_to_pages(boxes, features.sizes)[:, None].expand(-1, classes_of, -1, -1)
+    if detector.clips_before_suppression:
+        boxes = clip_to_pages(boxes, features.sizes)
+    boxes = boxes[:, None].expand(-1, classes_of, -1, -1)
     own = classes[:, None] == torch.arange(classes_of, device=classes.device)[:, None]
     scores = scores[:, None].expand(-1, classes_of, -1) * own
     return boxes, scores, own & (scores > model.score_thresh)

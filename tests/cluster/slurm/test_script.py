@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from cluster.records import JobRecord
 from cluster.run_config import run_name
 from cluster.site import Site, load_site
-from cluster.slurm.plan import cache_job, training_job
+from cluster.slurm.plan import cache_job, prediction_job, training_job
 from cluster.slurm.script import sbatch_script
 from graphkd.errors import ConfigError
 
@@ -146,3 +146,13 @@ def test_no_field_brings_a_line_into_the_script(field: str, text: str, tmp_path:
         sbatch_script(training_job(STUDENT, [], site(options={text: "x"})))
     with pytest.raises(ConfigError, match=r"newline or control character|is no id of a job"):
         sbatch_script(training_job(STUDENT, [], site(), after=(text,)))
+
+
+def test_a_prediction_runs_on_ray_in_its_folder_of_results(tmp_path: Path) -> None:
+    job = prediction_job(tmp_path / "run", ["in dir", "--format", "jsonl"], tmp_path / "out", site(), nodes="2")
+    assert job.spec.command[:3] == ("predict", str(tmp_path / "run"), "in dir")
+    assert job.spec.command[3:] == ("--format", "jsonl", "--out", str(tmp_path / "out"), "--engine", "ray")
+    assert job.spec.ray and not job.spec.trains and job.spec.run_folder == tmp_path / "out"
+    assert directives(sbatch_script(job))["nodes"] == "2"
+    with pytest.raises(ConfigError, match="neither a number nor a range"):
+        prediction_job(tmp_path, [], tmp_path / "out", site(), nodes="two")

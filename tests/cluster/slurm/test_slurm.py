@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from cluster.jobs import job_state
 from cluster.records import read_jobs
@@ -387,3 +388,28 @@ def test_a_job_that_cannot_start_explains_it_in_one_line(
     finishes(slurm, config, job, "FAILED", 90)
     assert line in logs_of(config)
     assert not ray_processes(job)
+
+
+@pytest.mark.slow
+def test_a_prediction_on_two_nodes_continues_after_it_is_killed(slurm: SlurmHere, root: Path) -> None:
+    pages, out = root / "pages", root / "predicted"
+    pages.mkdir()
+    for number in range(300):
+        Image.new("L", (96, 128), number % 256).save(pages / f"{number:03d}.png")
+    options = "--predict", "--out", str(out), "--site", str(site(root)), "--nodes", "2", "--json"
+    done = graphkd("submit", "slurm", str(root / "teacher"), str(pages), *options, "--", "--format", "jsonl")
+    (submitted_job,) = json.loads(done.stdout.splitlines()[-1])
+    assert submitted_job["run"] == str(out)
+    wait_for(lambda: list(out.glob("parts/*.jsonl")), "the first part", 120)
+    command = f"pipeline predict .*--out {re.escape(str(out))}"
+    listed = subprocess.run(["pgrep", "-f", command], capture_output=True, text=True, check=True)
+    for pid in listed.stdout.split():
+        os.kill(int(pid), signal.SIGKILL)
+    deadline = time.monotonic() + 240
+    while slurm.state(submitted_job["job"]) not in ("COMPLETED", "FAILED", "CANCELLED"):
+        assert time.monotonic() < deadline, [path.read_text()[-2000:] for path in out.glob("cluster/slurm/*log.out")]
+        time.sleep(0.5)
+    assert slurm.state(submitted_job["job"]) == "COMPLETED"
+    files = [json.loads(line)["file"] for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert files == [str(path) for path in sorted(pages.iterdir())]
+    assert len(read_jsonl(out / "lives.jsonl")) > 2, "it was started twice"

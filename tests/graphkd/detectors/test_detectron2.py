@@ -164,3 +164,36 @@ def test_without_detectron2_one_line_explains_how_to_install_it(monkeypatch: pyt
         monkeypatch.delitem(sys.modules, f"graphkd.detectors.detectron2_{part}", raising=False)
     with pytest.raises(ConfigError, match=r"pip install .*facebookresearch/detectron2"):
         built("detectron2", "resnet18")
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv2_100"])
+@pytest.mark.parametrize("architecture", ["faster_rcnn", "retinanet"])
+def test_a_detector_of_detectron2_becomes_one_of_torchvision_with_the_same_detections(
+    backbone: str, architecture: str
+) -> None:
+    """Exports have fixed shapes, and are made of torchvision's adapters."""
+    from graphkd.detectors.detectron2.as_torchvision import as_torchvision
+    from graphkd.detectors.torchvision.fixed import fixed_detections
+
+    config = DetectorConfig(
+        framework="detectron2", backbone=backbone, architecture=architecture, **{**SMALL, "score_threshold": 0.01}
+    )
+    torch.manual_seed(0)
+    theirs = build_detector(config, CLASSES, CANVAS).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, values in theirs.named_parameters():
+            if "predictor" in name or "rpn_head" in name or name.startswith("model.head."):
+                values += 0.02 * torch.randn(values.shape, generator=generator)
+        ours = as_torchvision(theirs, config)
+        images = torch.randint(0, 256, (2, 3, *CANVAS), generator=generator, dtype=torch.uint8)
+        sizes = torch.tensor([(128, 96), (100, 80)])
+        expected = theirs.detect(theirs.features(images, sizes))
+        boxes, classes, scores = fixed_detections(ours, ours.features(images, sizes))
+    for page, other in enumerate(expected):
+        kept = scores[page] > 0
+        found = Detections(boxes=boxes[page][kept], scores=scores[page][kept], classes=classes[page][kept])
+        assert len(other.boxes) > 20 and len(found.boxes) == len(other.boxes)
+        torch.testing.assert_close(found.scores, other.scores, **TOLERANCE)
+        assert shared(found, other) >= len(other.boxes) - 2, "all but ties at the last places"

@@ -15,13 +15,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from graphkd.errors import ConfigError
 from graphkd.signals import mean_std_pair
 from pipeline.cache import plan as cache_plan
 from pipeline.cache.format import COLUMNS, CacheJson, NodeStore, cache_schema
 from pipeline.cache.plan import plan_cache
 from pipeline.cache.quantize import Precision
-from pipeline.cache.ray_builders import Share, divide_cluster
 from pipeline.cache.reader import CacheReader, Row
 from pipeline.cache.verify import verify_cache
 from pipeline.cli.main import app
@@ -275,26 +273,6 @@ def test_rows_are_views_of_the_file_and_not_copies(student_of: StudentOf) -> Non
         address = values.__array_interface__["data"][0]
         assert len(values) == 0 or buffer.address <= address < buffer.address + buffer.size
         assert not values.flags.writeable
-
-
-def test_a_cluster_is_shared_out_by_gpus_or_cpus(student_of: StudentOf) -> None:
-    config = student_of("shares")  # engine.device is cpu
-    assert divide_cluster(config.engine, [{"CPU": 32.0}], 100, 0) == Share(builders=8, threads=4, gpus=0)
-    assert divide_cluster(config.engine, [{"CPU": 2.0}], 100, 0) == Share(builders=1, threads=2, gpus=0)
-    assert divide_cluster(config.engine, [{"CPU": 32.0}], 3, 0).builders == 3
-    assert divide_cluster(config.engine, [{"CPU": 32.0, "GPU": 8.0}], 100, 0).gpus == 0
-    # No builder may want more than a node has, or it would wait for ever.
-    assert divide_cluster(config.engine, [{"CPU": 16.0}] * 4, 100, 1) == Share(builders=1, threads=16, gpus=0)
-    assert divide_cluster(config.engine, [{"CPU": 16.0}] * 4, 100, 0) == Share(builders=16, threads=4, gpus=0)
-    assert divide_cluster(config.engine, [{"CPU": 2.0}] * 3, 100, 0) == Share(builders=3, threads=2, gpus=0)
-    many = student_of("shares", {"engine": {"threads": 24}})
-    with pytest.raises(ConfigError, match=r"engine\.threads 24 is more than the 16 CPUs of the largest node"):
-        divide_cluster(many.engine, [{"CPU": 16.0}] * 4, 100, 0)
-    on_gpus = student_of("shares", {"engine": {"device": "auto"}})
-    box = {"CPU": 32.0, "GPU": 8.0}
-    assert divide_cluster(on_gpus.engine, [box], 100, 0) == Share(builders=8, threads=4, gpus=1)
-    assert divide_cluster(on_gpus.engine, [{"CPU": 8.0}, box, box], 100, 0) == Share(builders=16, threads=4, gpus=1)
-    assert divide_cluster(on_gpus.engine, [box], 100, 3).builders == 3
 
 
 def test_the_commands_plan_build_verify_and_describe(student_of: StudentOf, tmp_path: Path) -> None:
