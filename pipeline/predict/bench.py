@@ -40,6 +40,8 @@ class Contender:
     kind: str
     threads: int
     run: Callable[[Image.Image], Times]
+    weights: str
+    """SHA-256 of the checkpoint that it is, or was exported from."""
     about: dict[str, Any]
     """Further columns: ``parameters``, ``gflops``, ``mb``, ``ap`` and ``peak_mb``, each None if unknown."""
 
@@ -52,7 +54,10 @@ def bench(
     rounds: int = 7,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
-    """Time every model on every page, one page at a time, and keep the figures in each model's ``latency.json``.
+    """Time every model on every page, one page at a time.
+
+    Each model's folder keeps the figures of all models with its weights in ``latency.json``: a run those of its
+    exports, too.
 
     Args:
         models: run folders, checkpoints and bundles; bundles also with OpenVINO where that is installed.
@@ -71,9 +76,13 @@ def bench(
     contenders = [each for path in models for count in counts for each in _contenders(path, count)]
     found = time_pages(contenders, pages, rounds, progress)
     for path in models:
-        own = [row for row in found if row["model"] == str(path)]
+        own = [row for row, each in zip(found, contenders, strict=True) if each.weights in _weights(path, contenders)]
         write_json(path / LATENCY, {"version": 1, "rows": own})
     return found
+
+
+def _weights(path: Path, contenders: Sequence[Contender]) -> set[str]:
+    return {each.weights for each in contenders if each.name == str(path)}
 
 
 def time_pages(
@@ -128,6 +137,7 @@ def _contender(path: Path, threads: int, runtime: Runtime) -> Contender:
         name=str(path),
         kind=kind,
         threads=threads,
+        weights=model.description.weights_sha256 if isinstance(model, BundleModel) else model.identity,
         run=partial(_one, Predictor(model), None if isinstance(model, BundleModel) else threads),
         about={**about, "peak_mb": _peak_mb(path, threads, runtime)},
     )

@@ -24,6 +24,7 @@ from pipeline.data.loading.region_counts import count_regions, describe_losses
 from pipeline.models import load_run_config
 from pipeline.report.charts import class_bars, loss_curves, run_colour
 from pipeline.report.graph import teacher_graph
+from pipeline.report.latency import HEADINGS, latency_rows
 from pipeline.report.pages import Regions, columns_of, draw_page
 from pipeline.report.runs import RunSummary, class_names
 from pipeline.report.tables import (
@@ -83,6 +84,8 @@ def write_report(
         warnings=[*comparison_warnings(runs), *([] if dataset is None else _losses(dataset, runs))],
         runs=[{"label": run.label, "colour": run_colour(index)} for index, run in enumerate(runs)],
         rows=run_rows(runs),
+        latency=latency_rows(runs),
+        latency_headings=HEADINGS,
         classes=class_rows(runs),
         bars=_embed(class_bars(runs)) if class_names(runs) else None,
         curves=_embed(loss_curves(runs)) if any(run.metrics for run in runs) else None,

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from pipeline.core.errors import DataError
-from pipeline.core.run_paths import CONFIG, EVALUATION, PREDICTIONS
+from pipeline.core.run_paths import CONFIG, EVALUATION, LATENCY, PREDICTIONS
 from pipeline.runs.attempts import RunAttempt, read_attempts
 from pipeline.runs.evaluations import read_evaluations
 from pipeline.runs.metrics import read_metrics
@@ -34,6 +34,8 @@ class RunSummary:
     evaluations: list[dict[str, Any]]
     """Evaluations during training by step."""
     attempts: list[RunAttempt]
+    latency: list[dict[str, Any]]
+    """Rows of ``graphkd bench`` for this run and its exports."""
     predictions: dict[int, list[dict[str, Any]]]
     """COCO results by image id: category_id of the dataset, bbox (x, y, width, height in image px), score."""
 
@@ -85,6 +87,7 @@ def load_run(folder: Path, label: str | None = None) -> RunSummary:
         evaluation=_read_json(folder / EVALUATION, dict),
         evaluations=read_evaluations(folder),
         attempts=read_attempts(folder),
+        latency=(_read_json(folder / LATENCY, dict) or {}).get("rows", []),
         predictions=_read_predictions(folder / PREDICTIONS),
     )
 

@@ -16,56 +16,23 @@ import torch
 
 import graphkd
 from graphkd.detectors.torchvision.common import TorchvisionDetector
-from pipeline.config import resolve
-from pipeline.context import RunContext
 from pipeline.core.errors import CheckpointError, OutputError
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.export import bundle as bundle_module
-from pipeline.export.bundle import ExportSettings, ParityError, export_bundle
+from pipeline.export.bundle import ParityError
 from pipeline.export.gate import COMPARED_SCORE, compare
 from pipeline.export.onnx_model import write_onnx
 from pipeline.predict.bench import bench
 from pipeline.predict.bundle import BundleModel
 from pipeline.predict.inputs import find_documents, read_pages
 from pipeline.predict.model import Found
-from pipeline.predict.native import open_native
 from pipeline.predict.page import PageSource
-from pipeline.train.run import evaluate_run, train_run
-from tests.support.runs import small_run
+from tests.support.exports import export, train
 
 pytestmark = pytest.mark.export
+GFLOPS = 0.9  # of the small detector on 128 x 96 px
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
-
-
-def train(folder: Path, packed: Path, architecture: str, steps: int) -> tuple[Path, float]:
-    """A run on ten pages, and its AP on them."""
-    schedule = {"steps": steps, "batch": 4, "reference_batch": 4, "lr": 3e-3}
-    content = small_run(folder, packed, "run", schedule=schedule, run={"checkpoint_every": 1000, "log_every": 100})
-    content["detector"]["architecture"] = architecture
-    context = RunContext(resolve(content, "run"))
-    train_run(context)
-    return context.config.folder, evaluate_run(context)["ap"]
-
-
-@pytest.fixture(scope="module")
-def trained(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Faster R-CNN that has learned its ten pages."""
-    folder, ap = train(tmp_path_factory.mktemp("trained"), dataset_folder, "faster_rcnn", 200)
-    assert ap > 0.2, "the gate needs a model that finds something"
-    return folder
-
-
-@pytest.fixture(scope="module")
-def exported(trained: Path, dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("exported") / "bundle"
-    export(trained, out, dataset_folder)
-    return out
-
-
-def export(run: Path, out: Path, data: Path, **settings: Any) -> dict[str, Any]:
-    dataset = PackedDataset(data)
-    return export_bundle(open_native(run), out, dataset, dataset, ExportSettings(**settings)).to_dict()
 
 
 def test_a_bundle_gives_what_the_trained_model_gives(trained: Path, exported: Path, dataset_folder: Path) -> None:
@@ -232,17 +199,21 @@ def test_a_damaged_or_incomplete_bundle_is_refused(exported: Path, tmp_path: Pat
 def test_models_are_timed_side_by_side(trained: Path, exported: Path, dataset_folder: Path) -> None:
     (document,) = find_documents([dataset_folder])
     pages = [page.image for page in islice(read_pages(document, 72), 2) if isinstance(page, PageSource)]
-    native, bundled = bench([trained, exported], pages, threads=1, rounds=2)
-    assert (native["kind"], bundled["kind"]) == ("torch", "ONNX fp32")
-    for row in (native, bundled):
+    found = bench([trained, exported], pages, threads=[1, 2], rounds=2)
+    kinds = [("torch", 1), ("torch", 2), ("ONNX fp32", 1), ("ONNX fp32", 2)]
+    assert [(row["kind"], row["threads"]) for row in found if "OpenVINO" not in row["kind"]] == kinds
+    for row in found:
         assert row["total_ms"] >= row["network_ms"] > 0 and row["p90_ms"] >= row["total_ms"] * 0.5
-        assert row["peak_mb"] > 50 and row["mb"] > 1 and row["ap"] > 0.2
-    assert bundled["peak_mb"] < native["peak_mb"], "a bundle needs no torch"
+        assert row["preparing_ms"] > 0 and row["finishing_ms"] > 0 and row["gflops"] == pytest.approx(GFLOPS, rel=0.5)
+        assert row["peak_mb"] > 50 and row["mb"] > 1 and row["ap"] > 0.2 and row["parameters"] > 1e6
+    assert found[2]["peak_mb"] < found[0]["peak_mb"], "a bundle needs no torch"
+    for folder in (trained, exported):  # of the same weights
+        assert json.loads((folder / "latency.json").read_text())["rows"] == found
 
 
 @pytest.mark.slow
 def test_a_retinanet_is_exported_likewise(dataset_folder: Path, tmp_path: Path) -> None:
-    folder, ap = train(tmp_path, dataset_folder, "retinanet", 400)
+    folder, ap = train(tmp_path, dataset_folder, 400, architecture="retinanet")
     assert ap > 0.05
     parity = export(folder, tmp_path / "bundle", dataset_folder)
     assert parity["regions"] > 20 and parity["unmatched"] == 0 and not parity["faults"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -94,6 +95,18 @@ def test_parts_that_are_missing_are_left_out(make_run, tmp_path: Path):
     page = Page(text := write_report([load_run(folder)], tmp_path / "r.html", dataset=None, graph=None).read_text())
     assert page.ids == {"runs", "reproduce"} and page.images == []
     assert "No run has been evaluated yet." in text
+
+
+def test_models_that_were_timed_are_shown_with_their_accuracy(make_run, tmp_path: Path):
+    run = make_run("timed", ap=0.4)
+    figures = {"ap": 0.4, "mb": 9.54, "total_ms": 12.34, "p90_ms": 15.0, "peak_mb": 210.4}
+    rows = [{"kind": "torch <1>", "threads": 2, **figures}, {"kind": "ONNX int8", "threads": 1, "ap": None}]
+    (run / "latency.json").write_text(json.dumps({"version": 1, "rows": rows}))
+    text = write_report([load_run(run)], tmp_path / "r.html", dataset=None, graph=None).read_text()
+    shown = text[text.index('id="latency"') :].partition("</section>")[0]
+    cells = re.findall("<td>(.*?)</td>", shown)
+    assert cells[:7] == ["torch &lt;1&gt;", "2", "40.0", "9.5", "12.3", "15.0", "210"]
+    assert cells[7:] == ["ONNX int8", "1", "\N{EN DASH}", *["\N{EN DASH}"] * 4]
 
 
 def test_metrics_alone_give_curves(make_run, tmp_path: Path):
