@@ -120,7 +120,13 @@ def _fill(
     _describe(folder, description)
     exported = BundleModel(folder)
     parity = compare(
-        model, exported, data, settings.precision, settings.pages, lambda done, total: progress("parity", done, total)
+        model,
+        exported,
+        data,
+        settings.precision,
+        settings.pages,
+        model.config.detector.nms_iou,
+        lambda done, total: progress("parity", done, total),
     )
     write_json(folder / "parity.json", parity.to_dict())
     write_atomic(folder / "README.md", model_card(model, parity, str(data.location), folder))

@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.ops import box_iou
 
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.evaluate.coco_ap import score
@@ -32,6 +35,8 @@ class Parity:
     """Of the trained model, with a score of at least ``COMPARED_SCORE``."""
     unmatched: int
     """Regions of one model that the other has not, of the same class and within twice the limits."""
+    ties: int
+    """Regions beside these that overlap a better one by the very limit, and that one model suppressed."""
     box_difference: float
     """Largest of a matched region, in shares of the page's longest side."""
     score_difference: float
@@ -53,11 +58,16 @@ def compare(
     dataset: PackedDataset,
     precision: str,
     pages: int,
+    suppression_iou: float,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Parity:
-    """Predict up to ``pages`` pages of a dataset with both models and compare them."""
+    """Predict up to ``pages`` pages of a dataset with both models and compare them.
+
+    Regions that overlap a better one of their class by ``suppression_iou``, within ``MAX_DIFFERENCE``, may be missing:
+    rounding decides whether they are suppressed.
+    """
     first, second = (Predictor(model, threshold=0.0) for model in (native, exported))
-    sums, results = _Sums(), ([], [])  # type: tuple[_Sums, tuple[list[dict[str, Any]], list[dict[str, Any]]]]
+    sums, results = _Sums(suppression_iou), ([], [])  # type: tuple[_Sums, tuple[list[dict[str, Any]], list[dict[str, Any]]]]
     total = min(pages, len(dataset))
     for number, page in enumerate(dataset_pages(dataset, 0, total), start=1):
         if isinstance(page, PageSource):
@@ -88,29 +98,34 @@ def _only(truth: dict[str, Any], pages: int) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class _Sums:
+    suppression_iou: float
     regions: int = 0
     unmatched: int = 0
+    ties: int = 0
     box: float = 0.0
     score: float = 0.0
 
     def add(self, native: PagePrediction, exported: PagePrediction) -> None:
         self.regions += int((native.scores >= COMPARED_SCORE).sum())
-        side = max(native.width, native.height)
         for one, other in ((native, exported), (exported, native)):
-            for box, index, value in zip(one.boxes, one.classes, one.scores, strict=True):
-                if value < COMPARED_SCORE:
-                    continue
-                alike = other.classes == index
-                if not alike.any():
-                    self.unmatched += 1
-                    continue
-                boxes = np.abs(other.boxes[alike] - box).max(axis=1) / side
-                scores = np.abs(other.scores[alike] - value)
-                best = int((boxes + scores).argmin())
-                if max(boxes[best], scores[best]) > 2 * MAX_DIFFERENCE:
-                    self.unmatched += 1
-                else:
-                    self.box, self.score = max(self.box, float(boxes[best])), max(self.score, float(scores[best]))
+            for index in np.flatnonzero(one.scores >= COMPARED_SCORE):
+                self._find(one, int(index), other)
+
+    def _find(self, one: PagePrediction, index: int, other: PagePrediction) -> None:
+        alike = other.classes == one.classes[index]
+        boxes = np.abs(other.boxes[alike] - one.boxes[index]).max(axis=1) / max(one.width, one.height)
+        scores = np.abs(other.scores[alike] - one.scores[index])
+        best = int((boxes + scores).argmin()) if alike.any() else None
+        if best is not None and max(boxes[best], scores[best]) <= 2 * MAX_DIFFERENCE:
+            self.box, self.score = max(self.box, float(boxes[best])), max(self.score, float(scores[best]))
+        elif self._at_limit(one.boxes[index], other.boxes[alike & (other.scores >= one.scores[index])]):
+            self.ties += 1
+        else:
+            self.unmatched += 1
+
+    def _at_limit(self, box: NDArray[np.float32], better: NDArray[np.float32]) -> bool:
+        overlaps = box_iou(torch.from_numpy(box[None]), torch.from_numpy(better))
+        return bool(((overlaps - self.suppression_iou).abs() < MAX_DIFFERENCE).any())
 
     def parity(self, native: float | None, exported: float | None, precision: str, pages: int) -> Parity:
         faults = []
@@ -126,6 +141,7 @@ class _Sums:
             pages=pages,
             regions=self.regions,
             unmatched=self.unmatched,
+            ties=self.ties,
             box_difference=self.box,
             score_difference=self.score,
             ap_native=native,

@@ -72,18 +72,52 @@ def write_onnx(detector: TorchvisionDetector, canvas: tuple[int, int], path: Pat
     )
     assert program is not None
     program.save(str(path))
-    _make_optional(path, "page_sizes")
+    _finish(path)
 
 
-def _make_optional(path: Path, name: str) -> None:
-    """Give an input of sizes the default 0, for callers that do not know it."""
+def _finish(path: Path) -> None:
     onnx = import_module("onnx")
     model = onnx.load(path)
-    given = next(each for each in model.graph.input if each.name == name)
-    given.type.tensor_type.shape.dim[0].dim_param = "batch_or_1"
-    del model.graph.value_info[:]  # shapes that hold for a whole batch of sizes only; onnxruntime infers its own
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((1, 2), dtype=np.int64), name))
+    _make_optional(model.graph, "page_sizes")
+    _drop_zero_biases(model.graph)
+    _drop_scalar_shapes(model.graph)
     onnx.save(model, path)
+
+
+def _make_optional(graph: Any, name: str) -> None:
+    """Give an input of sizes the default 0, for callers that do not know it."""
+    given = next(each for each in graph.input if each.name == name)
+    given.type.tensor_type.shape.dim[0].dim_param = "batch_or_1"
+    del graph.value_info[:]  # shapes that hold for a whole batch of sizes only; onnxruntime infers its own
+    default = np.zeros((1, 2), dtype=np.int64)
+    graph.initializer.append(import_module("onnx").numpy_helper.from_array(default, name))
+
+
+def _drop_zero_biases(graph: Any) -> None:
+    """Leave out biases of convolutions that torch's exporter fills with zeros: 8-bit ones are not fused with them."""
+    filled = {node.output[0] for node in graph.node if node.op_type == "Expand"}
+    for node in graph.node:
+        if node.op_type == "Conv" and len(node.input) == 3 and node.input[2] in filled:
+            del node.input[2]
+
+
+def _drop_scalar_shapes(graph: Any) -> None:
+    """Leave out expansions to no dimensions, which torch's exporter makes of scalars and OpenVINO refuses."""
+    made = {node.output[0]: node for node in graph.node}
+    for node in graph.node:
+        source = made.get(node.input[1]) if node.op_type == "Expand" else None
+        while source is not None and source.op_type == "Cast":
+            source = made.get(source.input[0])
+        if source is not None and source.op_type == "Constant" and _is_empty(source.attribute[0]):
+            node.op_type = "Identity"
+            del node.input[1]
+
+
+def _is_empty(attribute: Any) -> bool:
+    """Whether a constant has no elements."""
+    if attribute.name == "value_ints":
+        return not attribute.ints
+    return attribute.name == "value" and 0 in attribute.t.dims
 
 
 def _suppression(boxes: Any, valid: Any, iou: float) -> Any:

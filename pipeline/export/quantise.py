@@ -44,16 +44,20 @@ def int8(
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     if not pages:
         raise DataError("int8 needs pages to measure activations on; give --data DATASET")
+    folded = target.with_name("folded.onnx")
+    # Folds normalisation into convolutions; shapes are not inferred, since they are dynamic.
+    quant_pre_process(source, folded, skip_onnx_shape=True, skip_symbolic_shape=True)
     heads = [
         node.name
-        for node in onnx.load(source, load_external_data=False).graph.node
+        for node in onnx.load(folded, load_external_data=False).graph.node
         if node.op_type == "Conv" and any(word in node.input[1] for word in HEADS)
     ]
     quantize_static(
-        source,
+        folded,
         target,
         _Pages(pages),
         quant_format=QuantFormat.QDQ,
@@ -65,6 +69,7 @@ def int8(
         activation_type=QuantType.QUInt8,
         calibrate_method=CalibrationMethod.MinMax,
     )
+    folded.unlink()
 
 
 class _Pages:

@@ -124,7 +124,7 @@ def _openvino(path: Path, threads: int) -> Run:
         import openvino
     except ImportError as error:
         raise DataError(f"{path} needs openvino: pip install openvino") from error
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     model = openvino.Core().compile_model(str(path), "CPU", settings)
     known = {name for given in model.inputs for name in given.names}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -47,10 +49,6 @@ def anchor_generator(config: DetectorConfig, sizes: tuple[tuple[float, ...], ...
 def all_anchors(generator: AnchorGenerator, maps: list[Tensor], canvas: tuple[int, int]) -> Tensor:
     """Anchors [A, 4] of a page, the same for every page of a canvas. torchvision's own forward repeats them."""
     grids = [[int(side) for side in level.shape[-2:]] for level in maps]
-    device = maps[0].device
-    strides = [
-        [torch.full((), side // own, dtype=torch.int64, device=device) for side, own in zip(canvas, grid, strict=True)]
-        for grid in grids
-    ]
-    generator.set_cell_anchors(torch.float32, device)
+    strides: Any = [[side // own for side, own in zip(canvas, grid, strict=True)] for grid in grids]
+    generator.set_cell_anchors(torch.float32, maps[0].device)
     return torch.cat(generator.grid_anchors(grids, strides))

@@ -16,14 +16,16 @@ import torch
 
 import graphkd
 from graphkd.detectors.torchvision.common import TorchvisionDetector
+from pipeline.config import load_config
 from pipeline.core.errors import CheckpointError, OutputError
 from pipeline.data.format.dataset import PackedDataset
 from pipeline.export import bundle as bundle_module
 from pipeline.export.bundle import ParityError
 from pipeline.export.gate import COMPARED_SCORE, compare
 from pipeline.export.onnx_model import write_onnx
+from pipeline.models import new_detector
 from pipeline.predict.bench import bench
-from pipeline.predict.bundle import BundleModel
+from pipeline.predict.bundle import BundleModel, model_inputs
 from pipeline.predict.inputs import find_documents, read_pages
 from pipeline.predict.model import Found
 from pipeline.predict.page import PageSource
@@ -32,7 +34,7 @@ from tests.support.exports import export, train
 pytestmark = pytest.mark.export
 GFLOPS = 0.9  # of the small detector on 128 x 96 px
 pytest.importorskip("onnxscript")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 
 def test_a_bundle_gives_what_the_trained_model_gives(trained: Path, exported: Path, dataset_folder: Path) -> None:
@@ -72,8 +74,6 @@ def test_a_bundle_describes_itself(exported: Path) -> None:
 
 def test_the_graph_has_the_inputs_that_docling_feeds(exported: Path, dataset_folder: Path) -> None:
     """With sizes of pages only, as docling gives them, the page is the largest of its shape on the canvas."""
-    import onnxruntime
-
     session = onnxruntime.InferenceSession(str(exported / "model.onnx"), providers=["CPUExecutionProvider"])
     assert [each.name for each in session.get_inputs()] == ["images", "orig_target_sizes"]
     assert [each.name for each in session.get_overridable_initializers()] == ["page_sizes"]
@@ -143,8 +143,25 @@ def test_a_model_that_finds_nothing_proves_nothing(exported: Path, dataset_folde
     model = BundleModel(exported)
     nothing = Found(boxes=np.zeros((0, 4), np.float32), classes=np.zeros(0, np.int64), scores=np.zeros(0, np.float32))
     model.detect = lambda images, _: [nothing] * len(images)  # type: ignore[method-assign]
-    parity = compare(model, model, PackedDataset(dataset_folder), "fp32", 3)
+    parity = compare(model, model, PackedDataset(dataset_folder), "fp32", 3, 0.5)
     assert "finds nothing" in parity.faults[0] and COMPARED_SCORE > 0.05
+
+
+def test_a_region_at_the_limit_of_suppression_may_be_missing(exported: Path, dataset_folder: Path) -> None:
+    """Of two boxes with an IoU of exactly .5, rounding decides whether the worse is kept; at .4 it does not."""
+
+    def finding(count: int, right: float) -> BundleModel:
+        boxes = np.array([[0, 0, 40, 40], [0, 0, right, 40]], dtype=np.float32)[:count]
+        found = Found(boxes=boxes, classes=np.zeros(count, np.int64), scores=np.array([0.9, 0.5], np.float32)[:count])
+        model = BundleModel(exported)
+        model.detect = lambda images, _: [found] * len(images)  # type: ignore[method-assign]
+        return model
+
+    dataset = PackedDataset(dataset_folder)
+    parity = compare(finding(2, 20.0), finding(1, 20.0), dataset, "fp32", 3, 0.5)
+    assert (parity.ties, parity.unmatched, parity.faults) == (3, 0, [])
+    parity = compare(finding(1, 16.0), finding(2, 16.0), dataset, "fp32", 3, 0.5)
+    assert (parity.ties, parity.unmatched) == (0, 3) and "3 of 3 regions differ" in parity.faults[0]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -218,3 +235,41 @@ def test_a_retinanet_is_exported_likewise(dataset_folder: Path, tmp_path: Path) 
     parity = export(folder, tmp_path / "bundle", dataset_folder)
     assert parity["regions"] > 20 and parity["unmatched"] == 0 and not parity["faults"]
     assert export(folder, tmp_path / "small", dataset_folder, precision="int8", force=True)["ap_exported"] > 0.02
+
+
+def published_students() -> list[str]:
+    """A config for each detector and backbone that a published pair has as its student."""
+    found: dict[tuple[str, str], str] = {}
+    for path in sorted((Path(__file__).parents[3] / "configs" / "published").glob("*.yaml")):
+        detector = load_config(path).detector
+        found.setdefault((detector.architecture, detector.backbone), path.stem)
+    return sorted(found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", published_students())
+def test_every_published_student_is_exported(name: str, tmp_path: Path) -> None:
+    """On small pages, with heads whose random weights are not all alike, for every class and place."""
+    path = Path(__file__).parents[3] / "configs" / "published" / f"{name}.yaml"
+    smaller = ["rpn_proposals=50", "rpn_proposals_before_nms=200", "score_threshold=0.01", "weights=none"]
+    config = load_config(path, [f"detector.{each}" for each in smaller]).detector
+    canvas, generator = (128, 96), torch.Generator().manual_seed(0)
+    detector = new_detector(config, 5, canvas, 0).eval()
+    assert isinstance(detector, TorchvisionDetector)
+    with torch.no_grad():
+        for part, values in detector.named_parameters():
+            if ".head." in part or "roi_heads" in part:
+                values += 0.02 * torch.randn(values.shape, generator=generator)
+        write_onnx(detector, canvas, tmp_path / "model.onnx")
+        images = torch.randint(0, 256, (2, 3, *canvas), generator=generator, dtype=torch.uint8)
+        sizes = torch.tensor([canvas, (100, 80)])
+        expected = detector.detect(detector.features(images, sizes))
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    labels, boxes, scores = session.run(None, model_inputs(images.numpy(), sizes.numpy()))
+    for page, other in enumerate(expected):
+        kept = scores[page] > 0
+        assert kept.sum() == len(other.boxes) > 3
+        np.testing.assert_allclose(scores[page][kept], other.scores, atol=1e-4)
+        apart = np.abs(boxes[page][kept][:, None] - other.boxes.numpy()).max(axis=2)
+        apart += 1000 * (labels[page][kept][:, None] != other.classes.numpy())
+        assert (apart.min(axis=1) < 0.05).mean() > 0.97, "all but ties"

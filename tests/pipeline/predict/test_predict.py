@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,14 +15,39 @@ from pycocotools.coco import COCO
 
 from pipeline.core.errors import DataError, OutputError
 from pipeline.data.loading.augmentation import AugmentationConfig
+from pipeline.predict import inputs
 from pipeline.predict.inputs import PageError, find_documents, parse_pages, read_pages
 from pipeline.predict.model import Found
 from pipeline.predict.page import PagePrediction
+from pipeline.predict.parts import PredictSettings
 from pipeline.predict.predictor import Predictor
-from pipeline.predict.run import PredictSettings, predict_documents
+from pipeline.predict.run import predict_documents
 from pipeline.predict.writers import docling_label, write_predictions
 
 NAMES = ["Text", "Table <1>", "Picture"]
+
+
+def pdf(*objects: str, trailer: str = "") -> bytes:
+    """A PDF of numbered objects, of which the first is the catalogue."""
+    content, places = b"%PDF-1.4\n", list[int]()
+    for number, each in enumerate(objects, start=1):
+        places.append(len(content))
+        content += f"{number} 0 obj\n{each}\nendobj\n".encode()
+    table = "".join(f"{place:010d} 00000 n \n" for place in places)
+    end = f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}"
+    end += f"trailer\n<< /Size {len(objects) + 1} /Root 1 0 R {trailer} >>\nstartxref\n{len(content)}\n%%EOF\n"
+    return content + end.encode()
+
+
+CATALOGUE = "<< /Type /Catalog /Pages 2 0 R >>"
+EMPTY = pdf(CATALOGUE, "<< /Type /Pages /Kids [] /Count 0 >>")
+ENCRYPTED = pdf(  # with a hash of the password that no empty one has
+    CATALOGUE,
+    "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+    "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 100 100] >>",
+    f"<< /Filter /Standard /V 1 /R 2 /O <{'41' * 32}> /U <{'42' * 32}> /P -4 >>",
+    trailer=f"/Encrypt 4 0 R /ID [<{'43' * 16}> <{'43' * 16}>]",
+)
 
 
 class MarkedModel:
@@ -42,6 +68,12 @@ class MarkedModel:
         mark = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else [0, 0, 1, 1]
         boxes = np.array([mark, [0, 0, width, height]], dtype=np.float32)
         return Found(boxes=boxes, classes=np.array([1, 0]), scores=np.array([0.9, 0.2], dtype=np.float32))
+
+
+class AnyModel(MarkedModel):
+    """With the classes of the small dataset."""
+
+    class_names = ("Text", "Picture", "Title")  # type: ignore[assignment]
 
 
 def page(width: int = 300, height: int = 400, box: tuple[int, int, int, int] = (30, 40, 150, 200)) -> Image.Image:
@@ -107,6 +139,38 @@ def test_the_pages_of_a_pdf_have_boxes_in_px_and_in_points(tmp_path: Path) -> No
     assert "box_pt" in found[0].to_dict()["regions"][0]
 
 
+def test_a_long_pdf_is_divided_into_ranges_of_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pypdfium2")
+    monkeypatch.setattr(inputs, "PDF_PART", 2)
+    page().save(tmp_path / "a.pdf", save_all=True, append_images=[page()] * 4, resolution=72)
+    documents = find_documents([tmp_path])
+    assert [(each.first, each.last) for each in documents] == [(0, 2), (2, 4), (4, 5)]
+    assert len({each.key for each in documents}) == 3
+    numbers = [each.page for document in documents for each in read_pages(document, 72)]  # type: ignore[union-attr]
+    assert numbers == [1, 2, 3, 4, 5]
+    (middle,) = find_documents([tmp_path], {3})
+    assert [each.page for each in read_pages(middle, 72, {3})] == [3]  # type: ignore[union-attr]
+    (error,) = read_pages(find_documents([tmp_path], {9})[0], 72, {9})
+    assert "none of the wanted pages" in str(error)
+
+
+def test_pages_of_many_files_are_detected_together(tmp_path: Path) -> None:
+    documents, model = find_documents([folder_of_pages(tmp_path / "in")]), MarkedModel()
+    predict_documents(Predictor(model), documents, tmp_path / "out", PredictSettings(batch=4))
+    assert model.batches == [4, 1]
+
+
+def test_pages_of_two_datasets_have_numbers_of_their_own(dataset_folder: Path, tmp_path: Path) -> None:
+    """Both may have the same ids, with which results of one would count for the other."""
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset_folder, copy)
+    for given, own in (([dataset_folder], True), ([dataset_folder, copy], False)):
+        out = tmp_path / f"out-{own}"
+        predict_documents(Predictor(AnyModel()), find_documents(given), out, PredictSettings())
+        ids = [each["id"] for each in json.loads((out / "images.json").read_text())["images"]]
+        assert len(set(ids)) == len(ids) == 10 * len(given)
+
+
 def test_folders_patterns_and_single_files_are_found_once(tmp_path: Path) -> None:
     for name in ("b.png", "a.JPG", "sub/c.tif", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -133,6 +197,8 @@ def test_page_numbers_that_are_none_are_refused(text: str) -> None:
     [
         ("a.pdf", b"not a PDF", "no readable PDF"),
         ("a.pdf", b"", "no readable PDF"),
+        ("a.pdf", ENCRYPTED, "has a password"),
+        ("a.pdf", EMPTY, "no readable PDF"),
         ("a.png", b"\x89PNG\r\n\x1a\n", "a.png"),
         ("a.png", b"%!PS-Adobe EPSF-3.0", "a.png"),  # would start another program
     ],
