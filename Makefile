@@ -3,6 +3,7 @@
 # make test         all tests but the tiers below, about five minutes
 # make test-kill    training, caching and packing killed at every stage
 # make test-export  prediction with exported bundles
+# make test-transformers  DETRs of transformers
 # make test-fuzz    random damage of files and hostile input
 # make test-slurm   jobs on a real Slurm cluster that is started locally (as root)
 # make lint         ruff and the layers of imports
@@ -17,7 +18,7 @@ OUT ?= runs/quickstart
 # Two processes of one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: setup quickstart test test-fast test-kill test-fuzz test-export test-slurm test-all lint format type bench check clean
+.PHONY: setup quickstart test test-fast test-kill test-fuzz test-export test-transformers test-slurm test-all lint format type bench check clean
 
 setup: $(READY)
 
@@ -43,6 +44,9 @@ test-kill: setup
 test-fuzz: setup
 	$(BIN)/python -m pytest -m 'fuzz and not slow'
 
+test-transformers: setup
+	$(PYTEST) -m 'transformers and not slow'
+
 test-export: setup
 	$(PYTEST) --dist loadfile -m 'export and not slow'
 
@@ -67,7 +71,7 @@ type: setup
 bench: setup
 	$(BIN)/python -m benchmarks.step_cost
 
-check: lint type test test-kill test-fuzz test-export test-slurm
+check: lint type test test-kill test-fuzz test-export test-transformers test-slurm
 	$(BIN)/graphkd quickstart --small --out $$(mktemp -d)/quickstart
 
 clean:

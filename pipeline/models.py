@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 Canvas = tuple[int, int]
 """Height and width, px."""
 DETECTOR_PREFIX = "detector."
+RESTORED = "restored"  # in place of detector.weights where a checkpoint's follow
 
 
 def new_detector(config: DetectorConfig, num_classes: int, canvas: Canvas, seed: int) -> DetectorModule:
@@ -45,7 +46,7 @@ def new_detector(config: DetectorConfig, num_classes: int, canvas: Canvas, seed:
 
 def _backbone_weights(config: DetectorConfig) -> dict[str, Tensor] | None:
     """Weights for the backbone; None if it starts at random, or timm downloads them."""
-    if config.weights in ("none", "imagenet"):
+    if config.weights in ("none", "imagenet", RESTORED):
         return None
     return packaged_weights(config.backbone) if config.weights == "package" else load_weights(Path(config.weights))
 
@@ -58,7 +59,8 @@ def load_detector(
     Raises:
         CheckpointError: if the checkpoint is of another architecture.
     """
-    bare = config.model_copy(update={"weights": "none"})
+    # With other weights than none, detectron2's ResNets are timm's, whose weights the checkpoint has.
+    bare = config if config.weights == "none" else config.model_copy(update={"weights": RESTORED})
     detector = new_detector(bare, num_classes, canvas, seed=0)
     restore_module(detector, _detector_tensors(checkpoint), checkpoint.folder)
     return detector.to(device).eval().requires_grad_(False)
@@ -150,7 +152,8 @@ def find_checkpoint(path: Path) -> Checkpoint:
 
 def detector_identity(config: DetectorConfig, checkpoint: Checkpoint) -> dict[str, str]:
     """Everything that a detector's outputs depend on, by name: its weights and its config."""
+    left_out = {"weights"} if config.settings else {"weights", "settings"}  # which version 0.1 did not have
     return {
         "teacher weights": checkpoint.weights_sha256,
-        "detector config": fingerprint(config.model_dump(mode="json", exclude={"weights"})),
+        "detector config": fingerprint(config.model_dump(mode="json", exclude=left_out)),
     }

@@ -12,7 +12,7 @@ import torch
 from graphkd.detectors import INSTALL
 from tests.support.pages import write_coco
 
-NOT_FAST = ("slow", "gpu", "slurm", "ray", "e2e", "cache", "kill", "fuzz", "export")
+NOT_FAST = ("slow", "gpu", "slurm", "ray", "e2e", "cache", "kill", "fuzz", "export", "transformers")
 
 
 @pytest.hookimpl(tryfirst=True)  # before markers are selected
@@ -21,6 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = {
         "gpu": None if torch.cuda.is_available() else "no CUDA device",
         "detectron2": None if find_spec("detectron2") else f"detectron2 is not installed; {INSTALL}",
+        "transformers": None if find_spec("transformers") else "pip install 'graphkd[transformers]'",
     }
     for item in items:
         if not any(item.get_closest_marker(marker) for marker in NOT_FAST):

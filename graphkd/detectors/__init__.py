@@ -30,13 +30,28 @@ def build_detector(
     Weights other than ``backbone_weights``, the state dict of a timm model, are random, from torch's global generator.
 
     Raises:
-        ConfigError: if the backbone cannot be built, or detectron2 is not installed.
+        ConfigError: if the backbone cannot be built, or the framework is not installed.
         WeightsError: if the weights do not fit the backbone.
     """
     if config.framework == "detectron2":
         return _build_detectron2(config, num_classes, canvas, backbone_weights)
+    if config.framework == "transformers":
+        return _build_transformers(config, num_classes, canvas, backbone_weights)
     backbone = build_backbone(config, canvas, backbone_weights)
     return ARCHITECTURES[config.architecture](backbone, config, num_classes)
+
+
+def _build_transformers(
+    config: DetectorConfig, num_classes: int, canvas: tuple[int, int], weights: Mapping[str, Tensor] | None
+) -> DetectorModule:
+    try:
+        from graphkd.detectors.transformers.detr import DetrDetector
+    except ImportError as error:
+        raise ConfigError(
+            f"detector.framework is transformers, which cannot be imported ({error}); pip install "
+            "'graphkd[transformers]'"
+        ) from error
+    return DetrDetector(config, num_classes, canvas, weights)
 
 
 def _build_detectron2(

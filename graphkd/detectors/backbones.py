@@ -87,13 +87,15 @@ def build_backbone(
 
 
 def build_bottom_up(
-    config: DetectorConfig, canvas: tuple[int, int], weights: Mapping[str, Tensor] | None = None
+    config: DetectorConfig,
+    canvas: tuple[int, int],
+    weights: Mapping[str, Tensor] | None = None,
 ) -> tuple[nn.Module, nn.Module, list[int], list[int]]:
     """Return timm's backbone without the pyramid, the selection of its levels, and their channels and strides, px.
 
     Arguments and errors as :func:`build_backbone`.
     """
-    strides = [8, 16, 32] if config.architecture == "retinanet" else [4, 8, 16, 32]
+    strides = [4, 8, 16, 32] if config.architecture == "faster_rcnn" else [8, 16, 32]
     body = _build_body(config, canvas)
     info: Any = body.feature_info
     if weights is not None:

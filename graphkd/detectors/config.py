@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Framework = Literal["torchvision", "detectron2"]
+Framework = Literal["torchvision", "detectron2", "transformers"]
+DETRS = ("rt_detr", "rt_detr_v2", "d_fine")
 Norm = Literal["batch", "frozen", "sync", "group"]
 
 
@@ -16,9 +17,12 @@ class DetectorConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     framework: Framework = "torchvision"
-    """Adapter; detectron2 must be installed separately."""
-    architecture: Literal["faster_rcnn", "retinanet"] = "faster_rcnn"
-    """Detector architecture."""
+    """Adapter; detectron2 must be installed separately, transformers comes with ``graphkd[transformers]``."""
+    architecture: Literal["faster_rcnn", "retinanet", "rt_detr", "rt_detr_v2", "d_fine"] = "faster_rcnn"
+    """Detector architecture; the last three are transformers'."""
+    settings: dict[str, Any] = {}
+    """Further settings of transformers' config, such as ``decoder_layers``, by its names; of no other framework. With
+    ``backbone_config``, the backbone is transformers' own."""
     backbone: str = "resnet50"
     """timm model name, such as resnet18, efficientnet_b0, mobilenetv2_100 or vit_base_patch16_224."""
     weights: str = "none"
@@ -45,7 +49,7 @@ class DetectorConfig(BaseModel):
     rpn_proposals_before_nms: int = Field(default=2000, ge=1)
     """Proposals per level before NMS in training; half of it in evaluation."""
     rpn_proposals: int = Field(default=1000, ge=1)
-    """Proposals per page after NMS."""
+    """Proposals per page after NMS; queries of a DETR."""
     rpn_nms_iou: float = Field(default=0.7, gt=0, le=1)
     """IoU above which the weaker of two proposals is dropped."""
     rpn_batch: int = Field(default=256, ge=2)
@@ -80,6 +84,10 @@ class DetectorConfig(BaseModel):
             defaults["anchors_rounded"] = False
         if given.get("weights") == "package":  # pixels from -1 to 1
             defaults |= {"pixel_mean": (127.0,) * 3, "pixel_std": (128.0,) * 3}
+        elif given.get("framework") == "transformers":  # pixels from 0 to 1
+            defaults |= {"pixel_mean": (0.0,) * 3, "pixel_std": (255.0,) * 3}
+        if given.get("framework") == "transformers":
+            defaults |= {"architecture": "rt_detr_v2", "rpn_proposals": 300}
         return defaults | given
 
     @model_validator(mode="after")
@@ -92,4 +100,11 @@ class DetectorConfig(BaseModel):
     def _check_framework(self) -> DetectorConfig:
         if self.framework == "detectron2" and self.anchors_rounded:
             raise ValueError("detectron2's anchors are never rounded; set detector.anchors_rounded=false")
+        if (self.framework == "transformers") != (self.architecture in DETRS):
+            raise ValueError(
+                f"{self.architecture} is no architecture of {self.framework}; transformers has {', '.join(DETRS)}, the "
+                "others faster_rcnn and retinanet"
+            )
+        if self.settings and self.framework != "transformers":
+            raise ValueError("only transformers takes settings; leave detector.settings out")
         return self

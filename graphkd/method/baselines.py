@@ -128,11 +128,9 @@ def _box_distance(deltas: Tensor, signals: TeacherSignals, foreground: Tensor) -
 
 
 def map_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], mean_square: float) -> Tensor:
-    """Mean squared error of maps [B, C, H_l, W_l], summed over levels and divided by ``mean_square``: float32 [B]."""
-    _require_same_maps(student, teacher)
-    errors = [
-        (student[name].float() - maps.detach().float()).square().mean(dim=(1, 2, 3)) for name, maps in teacher.items()
-    ]
+    """Mean squared error of maps [B, C, H_l, W_l], summed over common levels, over ``mean_square``: float32 [B]."""
+    pairs = _common_levels(student, teacher)
+    errors = [(own.float() - maps.detach().float()).square().mean(dim=(1, 2, 3)) for own, maps in pairs]
     return torch.stack(errors).sum(dim=0) / mean_square
 
 
@@ -151,21 +149,26 @@ def pkd_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], weigh
         ``{"kd_maps": float32 [B]}``.
 
     Raises:
-        ValueError: if the two pyramids differ in levels or shapes, naming both.
+        ValueError: if no level of the two pyramids has the same size, or channels differ, naming both.
     """
-    _require_same_maps(student, teacher)
     errors = [
-        (standardised(student[name].float()) - standardised(maps.detach().float())).square().mean(dim=(1, 2, 3)) / 2
-        for name, maps in teacher.items()
+        (standardised(own.float()) - standardised(maps.detach().float())).square().mean(dim=(1, 2, 3)) / 2
+        for own, maps in _common_levels(student, teacher)
     ]
     return {"kd_maps": weights.maps * torch.stack(errors).sum(dim=0)}
 
 
-def _require_same_maps(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> None:
+def _common_levels(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Levels of the same size, of student and teacher: by name where the pyramids are alike."""
     ours = {name: tuple(maps.shape) for name, maps in student.items()}
     theirs = {name: tuple(maps.shape) for name, maps in teacher.items()}
-    if ours != theirs:
+    if ours == theirs:
+        return [(student[name], maps) for name, maps in teacher.items()]
+    by_size = {maps.shape[-2:]: maps for maps in student.values()}
+    pairs = [(by_size[maps.shape[-2:]], maps) for maps in teacher.values() if maps.shape[-2:] in by_size]
+    if not pairs or any(own.shape != maps.shape for own, maps in pairs):
         raise ValueError(
-            f"student maps {ours} and teacher maps {theirs} differ; give both the same architecture and canvas, and "
+            f"student maps {ours} and teacher maps {theirs} have no level in common; give both the same canvas, and "
             "adapt the student's channels"
         )
+    return pairs

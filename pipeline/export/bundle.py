@@ -75,7 +75,7 @@ def export_bundle(
 
     Raises:
         ParityError: if the export differs by more than the limits and ``settings.force`` is False; nothing is written.
-        OutputError: if ``out`` exists or cannot be written.
+        OutputError: if ``out`` exists or cannot be written, or the detector is transformers'.
     """
     if out.exists():
         raise OutputError(f"{out} exists; give another --out, or delete it")
@@ -158,6 +158,10 @@ def _write_model(
 def _as_torchvision(model: NativeModel) -> TorchvisionDetector:
     if isinstance(model.detector, TorchvisionDetector):
         return model.detector
+    if model.config.detector.framework != "detectron2":
+        raise OutputError(
+            f"{model.config.detector.architecture} is not exported yet; torchvision's and detectron2's are"
+        )
     from graphkd.detectors.detectron2.as_torchvision import as_torchvision
     from graphkd.detectors.detectron2.common import Detectron2Detector
 

@@ -17,18 +17,23 @@ CLASSES = 4
 SMALL = {**SMALL_DETECTOR, "score_threshold": 0.0}
 
 
+DETR = {
+    "framework": "transformers",
+    "fpn_channels": 32,
+    "settings": {"decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 30},
+}
 KINDS = {
     "faster_rcnn": {},
     "retinanet": {"architecture": "retinanet"},
     "detectron2": {"framework": "detectron2"},
     "detectron2-retinanet": {"framework": "detectron2", "architecture": "retinanet"},
     "detectron2-timm": {"framework": "detectron2", "backbone": "mobilenetv2_050"},
+    **{f"transformers-{name}": {**DETR, "architecture": name} for name in ("rt_detr", "rt_detr_v2", "d_fine")},
 }
+MARKS = {"detectron2": pytest.mark.detectron2, "transformers": pytest.mark.transformers}
 
 
-@pytest.fixture(
-    params=[pytest.param(kind, marks=pytest.mark.detectron2 if kind.startswith("detectron2") else ()) for kind in KINDS]
-)
+@pytest.fixture(params=[pytest.param(kind, marks=MARKS.get(kind.partition("-")[0], ())) for kind in KINDS])
 def detector(request: pytest.FixtureRequest) -> DetectorModule:
     torch.manual_seed(0)
     return build_detector(DetectorConfig(**{**SMALL, **KINDS[request.param]}), CLASSES, CANVAS)
@@ -66,7 +71,7 @@ def test_is_a_detector(detector: DetectorModule) -> None:
 
 def test_one_backbone_pass_a_step(detector: DetectorModule) -> None:
     passes: list[int] = []
-    detector.model.backbone.register_forward_hook(lambda *_: passes.append(1))  # type: ignore[operator, union-attr]
+    detector.compilable_modules()[0].register_forward_hook(lambda *_: passes.append(1))
     features = detector.features(*pages())
     detector.propose_and_losses(features, targets())
     detector.classify(detector.pool(features, targets().boxes))

@@ -273,3 +273,15 @@ def test_every_published_student_is_exported(name: str, tmp_path: Path) -> None:
         apart = np.abs(boxes[page][kept][:, None] - other.boxes.numpy()).max(axis=2)
         apart += 1000 * (labels[page][kept][:, None] != other.classes.numpy())
         assert (apart.min(axis=1) < 0.05).mean() > 0.97, "all but ties"
+
+
+@pytest.mark.slow
+@pytest.mark.detectron2
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("architecture", ["faster_rcnn", "retinanet"])
+def test_a_student_of_detectron2_is_exported(architecture: str, dataset_folder: Path, tmp_path: Path) -> None:
+    kind = {"framework": "detectron2", "architecture": architecture, "anchors_rounded": False}
+    folder, ap = train(tmp_path, dataset_folder, 200, **kind)
+    assert ap > 0, "the gate needs a model that finds something"
+    parity = export(folder, tmp_path / "bundle", dataset_folder)
+    assert parity["regions"] > 20 and parity["unmatched"] == 0 and not parity["faults"]
