@@ -179,6 +179,16 @@ def test_what_does_not_fit_names_both_sides() -> None:
         pkd_loss(maps(0, channels=4), maps(1), PkdWeights())
 
 
+def test_maps_are_compared_on_the_levels_that_both_pyramids_have() -> None:
+    """A DETR has strides 8 to 32, a Faster R-CNN 4 to 64; their names of levels differ."""
+    fine, coarse, top = (torch.randn(1, 4, side, side) for side in (8, 4, 2))
+    student, teacher = {"0": fine, "1": coarse, "pool": top}, {"0": coarse + 1, "1": top}
+    torch.testing.assert_close(map_loss(student, teacher, mean_square=0.5), torch.tensor([2.0]))
+    assert float(pkd_loss(student, teacher, PkdWeights())["kd_maps"]) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match="no level in common; give both the same canvas"):
+        map_loss({"0": fine}, {"0": coarse}, mean_square=1.0)
+
+
 def test_a_weight_of_zero_leaves_the_term_out() -> None:
     signals, (pooled, regions) = teacher_signals(), student_side()
     weights = DsigWeights(edge=0, boxes=0)
