@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from pipeline.cli.console import console, err, print_json, progress_bar
 from pipeline.predict import DEFAULT_DPI, DEFAULT_THRESHOLD
+
+if TYPE_CHECKING:
+    from pipeline.predict.on_ray import RayPrediction
+    from pipeline.predict.run import PredictSummary
 
 ENGINES = ("local", "ray")
 
@@ -47,25 +51,15 @@ def predict(
 
     Exit code 1 if some inputs could not be read; the others are predicted and these are listed.
     """
-    from typing import get_args
-
-    from pipeline.predict.inputs import find_documents, parse_pages
-    from pipeline.predict.model import open_model
-    from pipeline.predict.on_ray import RayPrediction, predict_on_ray
+    from pipeline.predict.inputs import parse_pages
+    from pipeline.predict.on_ray import RayPrediction
     from pipeline.predict.parts import PredictSettings
-    from pipeline.predict.predictor import Predictor
-    from pipeline.predict.run import predict_documents
     from pipeline.predict.writers import Format
 
-    if engine not in ENGINES:
-        raise typer.BadParameter(f"--engine {engine!r} is none of {', '.join(ENGINES)}")
-
-    if form not in get_args(Format):
-        raise typer.BadParameter(f"--format {form!r} is none of {', '.join(get_args(Format))}")
+    _check_choice("--engine", engine, ENGINES)
+    _check_choice("--format", form, get_args(Format))
     minimum, by_class = parse_thresholds(threshold or [], DEFAULT_THRESHOLD)
     wanted = parse_pages(pages)
-    documents = find_documents(inputs, wanted)
-    predictor = Predictor(open_model(model, "cpu" if engine == "ray" else device), minimum, by_class)
     settings = PredictSettings(
         form=form,  # type: ignore[arg-type]
         dpi=dpi,
@@ -75,24 +69,44 @@ def predict(
         draw=draw,
     )
     work = RayPrediction(model=model, threshold=minimum, thresholds=by_class, device=device, out=out, settings=settings)
-    begin = time.monotonic()
+    _report(_predict(work, inputs, on_ray=engine == "ray"), as_json)
+
+
+def _check_choice(option: str, given: str, choices: tuple[str, ...]) -> None:
+    if given not in choices:
+        raise typer.BadParameter(f"{option} {given!r} is none of {', '.join(choices)}")
+
+
+def _predict(work: RayPrediction, inputs: list[str], on_ray: bool) -> PredictSummary:
+    from pipeline.predict.inputs import find_documents
+    from pipeline.predict.model import open_model
+    from pipeline.predict.on_ray import predict_on_ray
+    from pipeline.predict.predictor import Predictor
+    from pipeline.predict.run import predict_documents
+
+    wanted = work.settings.pages
+    documents = find_documents(inputs, None if wanted is None else set(wanted))
+    model = open_model(work.model, "cpu" if on_ray else work.device)
+    predictor, begin = Predictor(model, work.threshold, work.thresholds), time.monotonic()
     with progress_bar("predicting", "documents") as update:
-        summary = predict_documents(
+        return predict_documents(
             predictor,
             documents,
-            out,
-            settings,
+            work.out,
+            work.settings,
             lambda done, total, read: update(done, total, f"{read} pages, {read / (time.monotonic() - begin):.1f}/s"),
-            predict_on_ray(work) if engine == "ray" else None,
+            predict_on_ray(work) if on_ray else None,
         )
+
+
+def _report(summary: PredictSummary, as_json: bool) -> None:
     for line in summary.errors:
         err.print(f"not read: {line}", soft_wrap=True)
     if as_json:
         print_json(asdict(summary))
     else:
-        console.print(
-            f"{summary.pages} pages, {summary.regions} regions: {', '.join(summary.files[:3])}", soft_wrap=True
-        )
+        files = ", ".join(summary.files[:3])
+        console.print(f"{summary.pages} pages, {summary.regions} regions: {files}", soft_wrap=True)
     if summary.errors:
         raise typer.Exit(1)
 
