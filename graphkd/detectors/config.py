@@ -69,6 +69,9 @@ class DetectorConfig(BaseModel):
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     """RGB standard deviation pixels are divided by (ImageNet's)."""
 
+    def __hash__(self) -> int:  # pydantic's cannot hash settings
+        return hash(self.model_dump_json())
+
     @property
     def classifies_regions(self) -> bool:
         """Whether the detector has a region head that classifies pooled regions; RetinaNet has none."""
