@@ -269,7 +269,7 @@ def test_every_published_student_is_exported(name: str, tmp_path: Path) -> None:
     for page, other in enumerate(expected):
         kept = scores[page] > 0
         assert kept.sum() == len(other.boxes) > 3
-        np.testing.assert_allclose(scores[page][kept], other.scores, atol=1e-4)
+        np.testing.assert_allclose(scores[page][kept], other.scores, atol=1e-3)  # the limit of the gate
         apart = np.abs(boxes[page][kept][:, None] - other.boxes.numpy()).max(axis=2)
         apart += 1000 * (labels[page][kept][:, None] != other.classes.numpy())
         assert (apart.min(axis=1) < 0.05).mean() > 0.97, "all but ties"
